@@ -1,0 +1,1 @@
+"""The document store: `port` is the contract, `sqlite` the embedded adapter, `opensearch` the real one."""

@@ -1,0 +1,1 @@
+"""The object store: `port` is the contract, `folder` the embedded adapter, `s3` the real one."""
