@@ -1,0 +1,1 @@
+"""The four servers as ordinary processes of this machine, on loopback."""
