@@ -11,6 +11,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -127,9 +128,8 @@ class AsyncModelworks:
         }
         if not isinstance(expected, _Omit):
             body["expected"] = expected
-        for name, value in (("start", start), ("lineage", lineage), ("idempotency_key", idempotency_key)):
-            if value is not None:
-                body[name] = value
+        optional = {"start": start, "lineage": lineage, "idempotency_key": idempotency_key}
+        body |= {name: value for name, value in optional.items() if value is not None}
         return _commit(await self.http.json("POST", f"{_repository(repository)}/commits", json=body))
 
     async def log(self, repository: str, ref: str = "main", *, limit: int = 50) -> Sequence[Commit]:
@@ -182,9 +182,10 @@ class AsyncModelworks:
                     f"{repository}@{ref}:{path} arrived with sha256 {hasher.hexdigest()}, not {expected}: "
                     "it was damaged on the way or in the store"
                 )
-            Path(temporary).replace(into)
+            os.replace(temporary, into)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
 
     async def read_file(self, repository: str, path: str, ref: str = "main", *, bytes_max: int = 1 << 20) -> bytes:
         """A small file, whole.

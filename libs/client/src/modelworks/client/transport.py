@@ -88,7 +88,8 @@ def error_of(answer: httpx.Response) -> ModelworksError:
     if not isinstance(body, dict):
         body = {}
     detail = str(body.get("detail") or body.get("error") or answer.text[:200] or answer.reason_phrase)
-    data = body.get("data") if isinstance(body.get("data"), dict) else {}
+    given = body.get("data")
+    data: dict[str, Any] = given if isinstance(given, dict) else {}
     status = answer.status_code
     if status == 401:
         return errors.Unauthenticated(detail)

@@ -79,7 +79,7 @@ def create_app(
     app = FastAPI(title=f"Modelworks {name}", version="1", description=description, docs_url=None, redoc_url=None,
                   openapi_url=None)  # fmt: skip
     app.state.platform = platform
-    errors = _Errors(name, record, renderers or {})
+    errors = ErrorAnswers(name, record, renderers or {})
     app.add_exception_handler(ModelworksError, errors.ours)
     app.add_exception_handler(RequestValidationError, errors.validation)
     app.add_exception_handler(HTTPException, errors.http)
@@ -91,7 +91,7 @@ def create_app(
     return app
 
 
-class _Errors:
+class ErrorAnswers:
     """Turns exceptions into answers, and refusals into audit events."""
 
     def __init__(self, service: str, record: Recorder, renderers: Mapping[str, Renderer]) -> None:
