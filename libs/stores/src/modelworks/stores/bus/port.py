@@ -154,8 +154,8 @@ class Bus(Protocol):
         """Follow topics without a group: nothing is acknowledged, every reader sees everything.
 
         Args:
-            after: per topic the `Delivery.cursor` to go on after; topics (and partitions) without one start at what is
-                published from now on. The reader is in place when the first `__anext__` is awaited.
+            after: per topic the `Delivery.cursor`s to go on after, one a partition, joined by commas
+                (`0:17,3:9`); topics and partitions without one start at what is published from now on. The reader is in place when the first `__anext__` is awaited.
         """
 
     async def lag(self, group: str) -> Sequence[Lag]:

@@ -1,0 +1,5 @@
+"""`python -m modelworks.edge`."""
+
+from modelworks.edge.app import main
+
+main()
