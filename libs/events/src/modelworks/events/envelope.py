@@ -109,7 +109,8 @@ class Envelope:
 
 def _parse_body(event_class: type[Event], body: bytes) -> Event:
     try:
-        return event_class.model_validate_json(body)
+        # Strict: what the schema refuses (a number for a time, text for a number) is not coerced here either.
+        return event_class.model_validate_json(body, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
