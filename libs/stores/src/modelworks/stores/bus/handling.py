@@ -1,0 +1,190 @@
+"""One handling of one batch: what the handler's errors mean.
+
+Both adapters call `Handling.run` and then make its outcomes durable; what is not
+among the outcomes was not finished and must not be acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+from modelworks.kit.errors import InvalidInput, ModelworksError, TooLarge
+from modelworks.kit.logging import get_logger
+from modelworks.stores.bus.port import Delivery, Message, PermanentFailure, Subscription
+
+MESSAGE_BYTES_MAX = 1024 * 1024
+"""Kafka's default `message.max.bytes` is a little above; the rest is for the record's own fields."""
+
+_PAUSE_FIRST_SECONDS = 0.1
+_PAUSE_MAX_SECONDS = 10.0
+_ERROR_CHARACTERS_MAX = 1000
+
+log = get_logger("bus")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a delivery."""
+
+    delivery: Delivery
+    verdict: Literal["done", "retry", "dead"]
+    error: str = ""
+    delay: timedelta = timedelta()
+    """Only for `retry`."""
+    retry_number: int = 0
+    """Index into the policy's delays. Only for `retry`."""
+
+
+class Handling:
+    """Calls a subscription's handler. Safe to run several times at once."""
+
+    def __init__(self, subscription: Subscription, stopping: asyncio.Event) -> None:
+        self._subscription = subscription
+        self._stopping = stopping
+        self._held: dict[int, str] = {}
+        self._runs = 0
+
+    @property
+    def held(self) -> str | None:
+        """The transient error that holds work up right now, or None."""
+        return next(iter(self._held.values()), None)
+
+    async def run(self, batch: Sequence[Delivery]) -> list[Outcome]:
+        """Handle a batch. Deliveries that a stop cut off have no outcome."""
+        self._runs += 1
+        run = self._runs
+        deadline = time.monotonic() + self._subscription.retry.unavailable_max.total_seconds()
+        try:
+            error = await self._attempt(batch, run, deadline)
+            if error is None:
+                return [Outcome(delivery, "done") for delivery in batch]
+            if isinstance(error, _CutOff):
+                return []
+            if len(batch) == 1:
+                return [self._failed(batch[0], error)]
+            outcomes = []
+            for delivery in batch:
+                error = await self._attempt([delivery], run, deadline)
+                if isinstance(error, _CutOff):
+                    break
+                outcomes.append(Outcome(delivery, "done") if error is None else self._failed(delivery, error))
+            return outcomes
+        finally:
+            self._held.pop(run, None)
+
+    async def _attempt(self, batch: Sequence[Delivery], run: int, deadline: float) -> Exception | None:
+        """Call the handler, again and again while the failure is transient; the error that counts, or None."""
+        pause = _PAUSE_FIRST_SECONDS
+        while True:
+            try:
+                await self._subscription.handler(batch)
+            except ModelworksError as error:
+                if not error.transient or time.monotonic() + pause > deadline:
+                    return error
+                if run not in self._held:
+                    log.warning("delivery.held-up", group=self._subscription.group, error=str(error))
+                self._held[run] = _text(error)
+            except Exception as error:
+                return error
+            else:
+                self._held.pop(run, None)
+                return None
+            if await self._stopped_within(pause):
+                return _CutOff()
+            pause = min(2 * pause, _PAUSE_MAX_SECONDS)
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def _failed(self, delivery: Delivery, error: Exception) -> Outcome:
+        delays = self._subscription.retry.delays
+        number = delivery.attempt - 1
+        dead = isinstance(error, PermanentFailure) or number >= len(delays)
+        # A mistake in the handler's code needs its traceback; a refusal on purpose does not.
+        expected = isinstance(error, (ModelworksError, PermanentFailure))
+        log.warning(
+            "delivery.dead" if dead else "delivery.failed",
+            group=self._subscription.group,
+            topic=delivery.message.topic,
+            partition=delivery.partition,
+            offset=delivery.offset,
+            attempt=delivery.attempt,
+            error=_text(error),
+            exc_info=None if expected else error,
+        )
+        if dead:
+            return Outcome(delivery, "dead", _text(error))
+        return Outcome(delivery, "retry", _text(error), delays[number], number)
+
+
+class _CutOff(Exception):
+    """A stop ended the wait for something transient."""
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS_MAX]
+
+
+def check_topic(topic: str) -> None:
+    """Kafka's rule for topic names, with room for what retries and dead letters append.
+
+    Raises:
+        InvalidInput: it is broken.
+    """
+    if not 1 <= len(topic) <= 200 or not _TOPIC_CHARACTERS.issuperset(topic) or topic in {".", ".."}:
+        raise InvalidInput(f"topic {topic!r} is no topic name: use 1 to 200 of a-z A-Z 0-9 . _ -")
+
+
+def checked(subscription: Subscription) -> tuple[str, ...]:
+    """The topics of a subscription, each once.
+
+    Raises:
+        InvalidInput: a name or a bound is wrong.
+    """
+    topics = tuple(dict.fromkeys(subscription.topics))
+    if not topics:
+        raise InvalidInput(f"the subscription of group {subscription.group!r} names no topic")
+    for topic in topics:
+        check_topic(topic)
+    if not 1 <= len(subscription.group) <= 150 or not _TOPIC_CHARACTERS.issuperset(subscription.group):
+        raise InvalidInput(f"group {subscription.group!r} is no group name: use 1 to 150 of a-z A-Z 0-9 . _ -")
+    if not 1 <= subscription.batch_max <= 10_000 or not 1 <= subscription.in_flight_max <= 1000:
+        raise InvalidInput(
+            f"group {subscription.group!r}: batch_max {subscription.batch_max} must be 1 to 10000 and"
+            f" in_flight_max {subscription.in_flight_max} 1 to 1000"
+        )
+    return topics
+
+
+def measured(message: Message) -> int:
+    """Size of a message in bytes.
+
+    Raises:
+        TooLarge: above 1 MiB.
+        InvalidInput: the topic is no topic name, or a text is no Unicode.
+    """
+    check_topic(message.topic)
+    try:
+        size = len(message.value) + len(message.key.encode())
+        for name, value in message.headers.items():
+            size += len(name.encode()) + len(value.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"a message to {message.topic!r} holds text that is no Unicode: {error.reason}") from error
+    if size > MESSAGE_BYTES_MAX:
+        raise TooLarge(
+            f"a message to {message.topic!r} has {size} bytes, at most {MESSAGE_BYTES_MAX} allowed: "
+            "put the bytes into the object store and send a reference"
+        )
+    return size
+
+
+_TOPIC_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
