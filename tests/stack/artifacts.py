@@ -95,7 +95,7 @@ def jars(server: str) -> Artifact:
     """The jars that `poms/<server>/pom.xml` names, with everything they need at run time."""
     pom = _POMS / server / "pom.xml"
     content = pom.read_bytes()
-    version = ElementTree.fromstring(content).findtext("{http://maven.apache.org/POM/4.0.0}version")
+    version = ElementTree.fromstring(content).findtext("version")
 
     def commands(folder: Path) -> tuple[Sequence[str], dict[str, str]]:
         options = ["--batch-mode", "--no-transfer-progress", "--strict-checksums", "--file", str(pom)]
@@ -138,11 +138,12 @@ def redis_server(*, install: bool = True) -> str:
         raise Unavailable("redis-server is not on PATH: `apt-get install redis-server`")
     cache_folder().mkdir(parents=True, exist_ok=True)
     with _lock(cache_folder() / "redis-server"):
-        # RUNLEVEL=1 keeps the package from starting a server of its own on the default port.
-        quiet = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
         if not shutil.which("redis-server"):
+            quiet = {"DEBIAN_FRONTEND": "noninteractive"}
             _run(["apt-get", "update"], "apt-get update", quiet)
             _run(["apt-get", "install", "--yes", "--no-install-recommends", "redis-server"], "installing Redis", quiet)
+            # The package may start a server of its own on the default port; ours have their own ports.
+            _run(["service", "redis-server", "stop"], "stopping the package's own Redis", {})
     return shutil.which("redis-server") or "redis-server"
 
 

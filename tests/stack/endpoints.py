@@ -8,6 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Self
 
@@ -45,7 +46,7 @@ class Endpoint:
         return {item.metadata["variable"]: getattr(self, item.name) for item in fields(self)}
 
     def probe(self) -> None:
-        """Return when the server answers in its own protocol; any exception means not yet. Never needs a loop."""
+        """Return when the server answers in its own protocol; any exception means not yet."""
         raise NotImplementedError
 
 
@@ -60,14 +61,16 @@ class KafkaEndpoint(Endpoint):
         host, _, port = self.bootstrap.split(",")[0].rpartition(":")
         # aiokafka logs an error for every refused connection; a plain socket asks quietly first.
         socket.create_connection((host, int(port)), timeout=_PROBE_TIMEOUT_S).close()
-        asyncio.run(asyncio.wait_for(self._read_metadata(), _PROBE_TIMEOUT_S))
+        # A loop of its own in a thread of its own: an async test that restarts Kafka already runs one in this thread.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: asyncio.run(self._read_metadata())).result()
 
     async def _read_metadata(self) -> None:
         from aiokafka.client import AIOKafkaClient
 
         client = AIOKafkaClient(bootstrap_servers=self.bootstrap)
         try:
-            await client.bootstrap()
+            await asyncio.wait_for(client.bootstrap(), _PROBE_TIMEOUT_S)
             # A broker that still waits for its controller is missing from its own metadata.
             if not client.cluster.brokers():
                 raise ConnectionError("the metadata names no broker yet")

@@ -5,7 +5,8 @@ crash) closes that pipe, so cleaning up needs no handler in the parent and no lu
 `python -I -S`: standard library only, one thread, a few megabytes.
 
 Requests are JSON objects, one a line: `{"run": [argv], "env": {...}, "log": path}` and `{"signal": number}`.
-Answers likewise: `{"folder": path}` once, then `{"started": pid}`, `{"failed": why}` and `{"exited": code}`.
+Answers likewise: `{"folder": path}` once, then `{"started": pid}`, `{"failed": why}`, `{"signalled": number}` and
+`{"exited": code}`.
 """
 
 import contextlib
@@ -79,6 +80,7 @@ class Guardian:
                 self._run(request)
             else:
                 self._signal(request["signal"])
+                self._answer(signalled=request["signal"])
         return bool(data)
 
     def _run(self, request: dict[str, Any]) -> None:
@@ -100,18 +102,18 @@ class Guardian:
                 self._answer(started=self._child.pid)
 
     def _signal(self, number: int) -> None:
-        # The leader is reaped only in _reap, so its number cannot belong to a stranger yet.
-        if self._child is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._child.pid, number)
-
-    def _reap(self) -> None:
         if self._child is None:
             return
-        if os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._child.pid, number)
+        if number == signal.SIGSTOP and hasattr(os, "waitid"):  # macOS has it from Python 3.13 on
+            # A busy process is frozen a moment after the call; the answer must not come before that.
+            os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+
+    def _reap(self) -> None:
+        if self._child is None or (code := self._child.poll()) is None:
             return
         self._signal(signal.SIGKILL)  # what the leader left behind in its group
-        code = self._child.wait()
         self._child = None
         self._answer(exited=code)
 

@@ -1,8 +1,11 @@
 """The servers as pytest fixtures: `kafka`, `opensearch`, `minio`, `redis_server`, and `stack` for all four.
 
 They live for the whole session and start when the first test asks, each on its own. A test may kill or pause one:
-it is brought back before the next test. What cannot be had here skips the test with the reason on a laptop and
-fails it in CI (`CI=true`) or with `MODELWORKS_REQUIRE_STACK=1`.
+it is brought back before the next test. Run them in one process: under xdist each worker has a session, and so a
+stack, of its own.
+
+What cannot be had here skips the test with the reason on a laptop and fails it in CI (`CI=true`) or with
+`MODELWORKS_REQUIRE_STACK=1`.
 """
 
 import os
@@ -32,18 +35,14 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep every test that needs a server on one worker, and let a server's start take its time."""
+    """Let a server's start take its time: the first test's limit must not count a download, which has its own."""
+    if not config.pluginmanager.hasplugin("timeout"):
+        return
+    limit = float(config.getini("timeout") or 0)
     for item in items:
-        if FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
-            continue
-        if config.pluginmanager.hasplugin("xdist"):
-            # With `--dist loadgroup` there is then one stack and not one a worker.
-            item.add_marker(pytest.mark.xdist_group("stack"))
-        if config.pluginmanager.hasplugin("timeout") and item.get_closest_marker("timeout") is None:
-            # The first test's limit must not count a download; each start has a limit of its own.
-            limit = float(config.getini("timeout") or 0)
+        needs_server = not FIXTURES.isdisjoint(getattr(item, "fixturenames", ()))
+        if needs_server and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(limit, func_only=True))
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -29,6 +31,7 @@ class Guarded:
         self._pid: int | None = None
         self._exit_code: int | None = None
         self._failure: str | None = None
+        self._signals_sent = self._signals_delivered = 0
         self._guardian = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_SCRIPT), f"modelworks-{name}-"],
             stdin=subprocess.PIPE,
@@ -67,9 +70,12 @@ class Guarded:
             raise StartFailed(f"cannot execute {command[0]}: {self._failure}")
 
     def signal(self, number: int) -> None:
-        """Send a signal to the whole group; nothing happens when it already ended."""
-        with contextlib.suppress(BrokenPipeError, ValueError):
-            self._ask(signal=int(number))
+        """Send a signal to the whole group and return once it is delivered; nothing happens when it already ended."""
+        with self._changed:
+            self._signals_sent += 1
+            awaited = self._signals_sent
+        self._ask(signal=int(number))
+        self._wait(lambda: self._signals_delivered >= awaited, _GUARDIAN_LIMIT)
 
     def wait(self, limit: timedelta) -> int | None:
         """The command's exit code (negative: the signal that ended it), None when it still runs at the limit."""
@@ -92,13 +98,15 @@ class Guarded:
             self._guardian.terminate()
             self._guardian.wait()
         self._reader.join()
+        shutil.rmtree(self.folder, ignore_errors=True)  # there only when the guardian itself was killed
 
     @property
     def _ended(self) -> bool:
         return self._exit_code is not None or self._failure is not None
 
     def _ask(self, **request: object) -> None:
-        with self._changed:
+        # A guardian that was killed took its command along; the reader notes the end.
+        with self._changed, contextlib.suppress(BrokenPipeError):
             self._requests.write(json.dumps(request).encode() + b"\n")
             self._requests.flush()
 
@@ -117,11 +125,13 @@ class Guarded:
                         self._pid = answer["started"]
                     elif "failed" in answer:
                         self._failure = answer["failed"]
+                    elif "signalled" in answer:
+                        self._signals_delivered += 1
                     else:
                         self._pid, self._exit_code = None, answer["exited"]
                     self._changed.notify_all()
         with self._changed:
-            # A guardian that was killed took its command along (parent-death signal).
+            self._signals_delivered = self._signals_sent
             if self._pid is not None:
-                self._pid, self._exit_code = None, -9
+                self._pid, self._exit_code = None, -signal.SIGKILL
             self._changed.notify_all()

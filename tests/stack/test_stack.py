@@ -42,9 +42,12 @@ def wait_until(condition: Callable[[], bool], *, limit: timedelta = timedelta(se
 
 
 def is_running(pid: int) -> bool:
+    """Whether it is alive; a dead orphan that a container's first process has not reaped yet is not."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        if sys.platform == "linux":
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
         return False
     return True
 
@@ -90,6 +93,21 @@ def test_parent_that_is_ended_by_a_signal_leaves_no_process_and_no_folder(
     parent.communicate()
 
     wait_until(lambda: not is_running(leader) and not is_running(child) and not list(tmp_path.iterdir()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a child's life to its parent's")
+def test_killed_guardian_takes_its_command_along() -> None:
+    """INVARIANT: would break without the parent-death signal, and the folder would stay without a second sweep."""
+    guarded = Guarded("test")
+    guarded.run(["sleep", "600"])
+    command = guarded.pid
+    assert command is not None
+
+    guarded._guardian.kill()
+
+    wait_until(lambda: guarded.pid is None and not is_running(command))
+    guarded.close()
+    assert not guarded.folder.exists()
 
 
 def test_command_that_ends_leaves_no_member_of_its_group() -> None:

@@ -76,6 +76,6 @@ class KafkaServer(NativeServer[KafkaEndpoint]):
         return [*self._java(), "kafka.Kafka", str(folder / "server.properties")]
 
     def _java(self) -> list[str]:
-        # Compiling with C1 only starts in less than half the time on two busy cores.
+        # Compiling with C1 only starts a third sooner (2.5 s against 3.7 s on two cores).
         options = ["-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         return [artifacts.java(_JAVA_MINIMUM), *options, "-cp", f"{artifacts.jars('kafka').path}/*"]
