@@ -82,6 +82,8 @@ class Forbidden(ModelworksError):
         self.resource = resource
         self.reason = reason
         self.policy = policy
+        self.principal: str | None = None
+        """Who was refused, where the one who raised it knows: for the audit, not shown."""
         if reason == "scope-missing":
             self.headers["WWW-Authenticate"] = 'Bearer realm="modelworks", error="insufficient_scope"'
 

@@ -83,11 +83,10 @@ def create_app(
     app.add_exception_handler(ModelworksError, errors.ours)
     app.add_exception_handler(RequestValidationError, errors.validation)
     app.add_exception_handler(HTTPException, errors.http)
-    app.add_exception_handler(Exception, errors.unexpected)
     app.include_router(_operations(name, platform, checks or {}))
     for router in routers:
         app.include_router(router)
-    app.add_middleware(_Observe, service=name, platform=platform)
+    app.add_middleware(_Observe, service=name, platform=platform, errors=errors)
     return app
 
 
@@ -130,8 +129,9 @@ class ErrorAnswers:
         return self._render(request, ModelworksError("an internal error happened; it is in the service's log"))
 
     def _render(self, request: Request, error: ModelworksError) -> Response:
+        path = request.url.path
         for prefix, renderer in self._renderers:
-            if request.url.path.startswith(prefix):
+            if path == prefix or path.startswith(prefix.rstrip("/") + "/"):
                 answer = renderer(error)
                 break
         else:
@@ -141,15 +141,20 @@ class ErrorAnswers:
 
     async def _tell(self, request: Request, error: Unauthenticated | Forbidden) -> None:
         principal: Principal = getattr(request.state, "principal", ANONYMOUS)
+        who, policy = principal.id, None
+        action, resource = f"{request.method} {request.url.path}", request.url.path
         if isinstance(error, Forbidden):
+            who = error.principal or who
             action, resource, policy = error.action, error.resource, error.policy
-        else:
-            action, resource, policy = f"{request.method} {request.url.path}"[:200], request.url.path[:1000], None
         event = AccessDenied(
-            principal=principal.id, service=self._service, action=action, resource=resource,
+            principal=who, service=self._service, action=action[:200], resource=resource[:1000],
             reason=error.reason, detail=error.message[:500], policy=policy,
         )  # fmt: skip
-        await self._record(event, principal.id)
+        try:
+            await self._record(event, who)
+        except ModelworksError as failure:
+            # The refusal stands whether or not the audit hears of it now; the log keeps what it would have heard.
+            log.error("refusal.not-recorded", error=failure.message, **event.model_dump(exclude_none=True))
 
 
 def problem(error: ModelworksError) -> JSONResponse:
@@ -229,12 +234,16 @@ def http_metrics(registry: CollectorRegistry) -> HttpMetrics:
     return _METRICS[registry]
 
 
-class _Observe:
-    """One span, one metric sample and bound log fields a request."""
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-    def __init__(self, app: ASGIApp, *, service: str, platform: Platform) -> None:
+
+class _Observe:
+    """One span, one metric sample and bound log fields a request; and an answer when a handler crashed."""
+
+    def __init__(self, app: ASGIApp, *, service: str, platform: Platform, errors: ErrorAnswers) -> None:
         self._app = app
         self._service = service
+        self._errors = errors
         self._tracer = platform.telemetry.tracer(service)
         self._metrics = http_metrics(platform.telemetry.metrics)
 
@@ -243,8 +252,10 @@ class _Observe:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        request_id = headers.get("x-request-id", "")[:100] or uuid.uuid4().hex
-        method, status, started = scope["method"], 500, time.perf_counter()
+        request_id = _request_id(headers.get("x-request-id", ""))
+        status, started = 0, time.perf_counter()
+        # A caller may invent methods; metrics must not grow with them.
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
 
         async def observed(message: Message) -> None:
             nonlocal status
@@ -264,13 +275,26 @@ class _Observe:
         ) as span:  # fmt: skip
             try:
                 await self._app(scope, receive, observed)
+            except Exception as error:
+                if status:
+                    # Half an answer is out: only cutting the connection tells the client that it is not whole.
+                    raise
+                answer = await self._errors.unexpected(Request(scope), error)
+                await answer(scope, receive, observed)
             finally:
+                status = status or 500
                 span.set_attribute("http.response.status_code", status)
                 if status >= 500:
                     span.set_status(StatusCode.ERROR)
                 self._metrics.requests.labels(self._service, method, str(status)).inc()
                 self._metrics.seconds.labels(self._service).observe(time.perf_counter() - started)
                 structlog.contextvars.unbind_contextvars("request_id")
+
+
+def _request_id(offered: str) -> str:
+    """The caller's id when it is fit for logs, else a new one."""
+    fit = 0 < len(offered) <= 100 and all(c.isascii() and (c.isalnum() or c in "-_.:") for c in offered)
+    return offered if fit else uuid.uuid4().hex
 
 
 def _template(path: str) -> str:

@@ -39,8 +39,8 @@ def configure_logging(*, level: str = "info", style: str = "auto") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # These repeat at `info` what our own access record and bus say once.
-    for noisy in ("uvicorn.access", "httpx", "httpcore", "aiokafka", "faststream", "opensearch", "urllib3"):
+    # These repeat at `info` what our own access record and bus say once. Authlib writes whole tokens at `debug`.
+    for noisy in ("uvicorn.access", "httpx", "httpcore", "aiokafka", "faststream", "opensearch", "urllib3", "authlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -17,6 +16,7 @@ from typing import Any
 
 import cedarpy
 from modelworks.kit.errors import Forbidden
+from modelworks.kit.logging import get_logger
 from modelworks.kit.principal import Principal
 
 ROLES = ("administrator", "publisher", "operator", "consumer", "auditor", "service")
@@ -35,6 +35,10 @@ SCOPES: Mapping[str, frozenset[str]] = {
 """OAuth scope to the actions it lets through. A token without an action's scope is refused before policy is asked."""
 
 ACTIONS = frozenset().union(*SCOPES.values())
+
+_CACHE_SIZE = 4096
+
+log = get_logger("policy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class Decision:
     """The `@id`s of the policies that decided; empty when none applied (default deny)."""
     policy_set: str
     """sha256 of the policy text."""
+    errors: tuple[str, ...] = ()
+    """Why policies could not be evaluated; then the answer is no."""
 
 
 class Policy:
@@ -71,12 +77,12 @@ class Policy:
         """Without `text`, the set that ships with the suite.
 
         Raises:
-            ValueError: the text is not valid Cedar.
+            ValueError: the text is not valid Cedar, or a policy has no `@id` of its own.
         """
         source = text if text is not None else files("modelworks.kit").joinpath("policy.cedar").read_text("utf-8")
         self._policies = cedarpy.PolicySet.from_str(source)
-        # Cedar numbers policies in the order of the text; people know them by their annotation.
-        self._names = {f"policy{n}": name for n, name in enumerate(re.findall(r'^@id\("([^"]+)"\)', source, re.M))}
+        self.names = _names(source)
+        """The `@id` of each policy."""
         self.version = hashlib.sha256(source.encode()).hexdigest()
         self._cache: dict[tuple[Any, ...], Decision] = {}
 
@@ -96,12 +102,19 @@ class Policy:
             self._policies,
             json.dumps(_entities(principal, resource)),
         )
+        names = answer.diagnostics.id_annotations_by_reason
+        errors = tuple(answer.diagnostics.errors)
+        if errors:
+            log.error("policy.not-evaluated", action=action, resource=resource.type, errors=errors)
         decision = Decision(
-            allowed=bool(answer.allowed),
-            policies=tuple(self._names.get(reason, reason) for reason in answer.diagnostics.reasons),
+            # Cedar skips a policy that fails, for want of an attribute for example. Were it a `forbid`, we would
+            # permit what it forbids: so an answer that could not be evaluated whole is a no.
+            allowed=bool(answer.allowed) and not errors,
+            policies=tuple(sorted(names.get(reason, reason) for reason in answer.diagnostics.reasons)),
             policy_set=self.version,
+            errors=errors,
         )
-        if len(self._cache) >= 4096:
+        if len(self._cache) >= _CACHE_SIZE:
             self._cache.clear()
         self._cache[key] = decision
         return decision
@@ -117,18 +130,31 @@ class Policy:
         where = f"{resource.type}:{resource.id}"
         if not any(action in SCOPES.get(scope, ()) for scope in principal.scopes):
             wanted = sorted(scope for scope, actions in SCOPES.items() if action in actions)
-            raise Forbidden(
+            refused = Forbidden(
                 f"{action} on {where} needs a token with scope {' or '.join(wanted)}",
                 action=action, resource=where, reason="scope-missing",
             )  # fmt: skip
+            refused.principal = principal.id
+            raise refused
         decision = self.check(principal, action, resource)
         if not decision.allowed:
             roles = ", ".join(sorted(principal.roles)) or "none"
-            raise Forbidden(
-                f"{principal.id} (roles: {roles}) may not {action} on {where}: ask an administrator for a role that may",
+            way_out = decision.errors[0] if decision.errors else "ask an administrator for a role that may"
+            refused = Forbidden(
+                f"{principal.id} (roles: {roles}) may not {action} on {where}: {way_out}",
                 action=action, resource=where, policy=self.version,
             )  # fmt: skip
+            refused.principal = principal.id
+            raise refused
         return decision
+
+
+def _names(source: str) -> tuple[str, ...]:
+    policies = json.loads(cedarpy.policies_to_json_str(source))["staticPolicies"]
+    names = [policy.get("annotations", {}).get("id", "") for policy in policies.values()]
+    if "" in names or len(set(names)) != len(names):
+        raise ValueError('each policy needs an @id("...") of its own: decisions name it')
+    return tuple(names)
 
 
 def _entities(principal: Principal, resource: Resource) -> list[dict[str, Any]]:

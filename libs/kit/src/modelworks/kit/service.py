@@ -9,13 +9,15 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 import uvicorn
 from modelworks.kit.errors import ModelworksError
 from modelworks.kit.http import Check
 from modelworks.kit.logging import configure_logging, get_logger
 from modelworks.kit.platform import Platform, make_platform
-from modelworks.kit.settings import PlatformSettings, Settings
+from modelworks.kit.settings import PlatformSettings, S, Settings, explain, load_settings
+from pydantic import ValidationError
 from starlette.types import ASGIApp
 
 log = get_logger("service")
@@ -76,16 +78,28 @@ async def serve(
     drain_seconds_max: int = 15,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run services until SIGTERM or SIGINT; then stop taking requests, finish those under way, drain consumers."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+    """Run services until SIGTERM or SIGINT; then stop taking requests, finish those under way, drain consumers.
+
+    The services' `run` contexts are entered in order and left in the opposite one. A signal while they are starting
+    cancels the start; a second signal while requests are being finished cuts them off.
+    """
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", server_header=False, date_header=False,
         timeout_graceful_shutdown=drain_seconds_max, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024,
     )  # fmt: skip
     server = _Server(config)
+    stop = asyncio.Event()
+    starting = asyncio.current_task()
+
+    def on_signal() -> None:
+        server.force_exit = stop.is_set()
+        stop.set()
+        if starting is not None:
+            starting.cancel()
+
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, on_signal)
     listening = asyncio.create_task(server.serve(sockets=[sock]), name="http")
     try:
         # The door opens first: services ask each other (keys, models) through it while they start.
@@ -95,15 +109,33 @@ async def serve(
             for service in services:
                 await stack.enter_async_context(service.run())
                 log.info("service.started", service=service.name)
+            starting = None
             on_ready()
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({stopping, listening}, return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             server.should_exit = True
             await listening
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+        log.info("service.start-cancelled")
     finally:
         server.should_exit = True
         await asyncio.gather(listening, return_exceptions=True)
+
+
+def settings_or_exit(name: str, kind: type[S]) -> S:
+    """The settings from the environment; exits 1 with one line when variables are missing or wrong."""
+    try:
+        return load_settings(kind)
+    except ModelworksError as error:
+        _exit(name, error.message)
+
+
+def _exit(name: str, message: str) -> NoReturn:
+    print(f"{name}: {message}", file=sys.stderr)  # noqa: T201 - a user's mistake gets a line, not a traceback
+    sys.exit(1)
 
 
 def run_service(name: str, settings: Settings, build: Callable[[Platform], Service]) -> None:
@@ -111,16 +143,17 @@ def run_service(name: str, settings: Settings, build: Callable[[Platform], Servi
 
     `build` is called inside the event loop's thread before the loop runs; it must not do I/O.
     """
-    shared = PlatformSettings()
+    shared = settings_or_exit(name, PlatformSettings)
     configure_logging(level=shared.log_level, style=shared.log_format)
     log.info("service.settings", service=name, **shared.public(), **settings.public())
     try:
         platform = make_platform(shared, process=name)
         service = build(platform)
         sock = listen(shared.host, shared.port)
+    except ValidationError as error:
+        _exit(name, explain(error))
     except (ModelworksError, ValueError) as error:
-        print(f"{name}: {error}", file=sys.stderr)  # noqa: T201 - a user's mistake gets a line, not a traceback
-        sys.exit(1)
+        _exit(name, str(error))
     run_until_stopped(lambda: serve(service.app, sock, services=[service]))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, SecretStr
+from modelworks.kit.errors import InvalidInput
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Environment = Literal["development", "production"]
@@ -25,6 +26,31 @@ class Settings(BaseSettings):
             else:
                 values[name] = value if isinstance(value, (bool, int, float, str, type(None))) else str(value)
         return values
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_settings(kind: type[S]) -> S:
+    """The settings from the environment.
+
+    Raises:
+        InvalidInput: variables are missing or wrong; names each in one line, without its value.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        raise InvalidInput(explain(error, prefix=str(kind.model_config.get("env_prefix", "")))) from error
+
+
+def explain(error: ValidationError, *, prefix: str = "") -> str:
+    """A validation error of settings in one line: variables and what is wrong, never values (they may be secrets)."""
+    problems = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        first, *inner = [str(part) for part in item["loc"]] or [""]
+        name = (prefix + first).upper() + "".join(f".{part}" for part in inner)
+        problems.append(f"{name} is not set" if item["type"] == "missing" else f"{name}: {item['msg']}")
+    return "; ".join(problems)
 
 
 class PlatformSettings(Settings):
