@@ -154,10 +154,8 @@ async def _verify_log(client: AsyncModelworks, key: str) -> Mapping[str, Any]:
         )
 
     async def entries(start: int, end: int) -> list[Mapping[str, Any]]:
-        found = []
-        for index in range(start, end):
-            found.append(await client.http.json("GET", f"/api/v1/audit/entries/{index}"))
-        return found
+        paths = (f"/api/v1/audit/entries/{index}" for index in range(start, end))
+        return [await client.http.json("GET", path) for path in paths]
 
     checkpoint = await client.text("/api/v1/audit/checkpoint")
     result: Mapping[str, Any] = await _verifier().verify_whole_log(checkpoint, key or served, entries)

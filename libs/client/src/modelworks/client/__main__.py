@@ -1,0 +1,5 @@
+"""`python -m modelworks.client`: the `modelworks` command."""
+
+from modelworks.client.cli import main
+
+main()

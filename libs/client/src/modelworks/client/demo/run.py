@@ -1,0 +1,135 @@
+"""`modelworks demo`: a suite of its own, the walk with progress shown, a table at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from modelworks.client.connection import read_admin_file
+from modelworks.client.demo.magika import find_magika, sample_files
+from modelworks.client.demo.suite import SuiteProcess
+from modelworks.client.demo.walk import Walk, WalkFailed
+from modelworks.kit.errors import ModelworksError
+from rich.console import Console
+from rich.table import Table
+
+_FILES_MAX = 200
+
+
+def run_demo(*, data: Path | None, files: Path, bert: bool) -> int:
+    """Run it; returns the exit status. `data` None: a temporary folder, removed at the end."""
+    console = Console(highlight=False)
+    try:
+        if data is not None:
+            return asyncio.run(_demo(console, data, files, bert))
+        with tempfile.TemporaryDirectory(prefix="modelworks-demo-") as folder:
+            return asyncio.run(_demo(console, Path(folder), files, bert))
+    except KeyboardInterrupt:
+        console.print("demo: interrupted")
+        return 1
+
+
+async def _demo(console: Console, data: Path, files: Path, bert: bool) -> int:
+    suite = SuiteProcess(data)
+    rows: list[tuple[str, str, float]] = []
+    step = "start"
+    walk: Any = None
+
+    async def take(name: str, work: Callable[[], Awaitable[str]]) -> None:
+        nonlocal step
+        step = name
+        started = time.monotonic()
+        with console.status(name):
+            outcome = await work()
+        seconds = time.monotonic() - started
+        rows.append((name, outcome, seconds))
+        console.print(f"[green]ok[/] {name}: {_plain(outcome)} [dim]({seconds:.1f} s)[/]")
+
+    async def start() -> str:
+        await asyncio.to_thread(suite.start)
+        return f"ready at {suite.url} after {suite.ready_seconds:.1f} s, data in {data}"
+
+    try:
+        await take("start", start)
+        if bert:
+            from modelworks.client.demo.bert import BertWalk
+
+            walk = BertWalk(suite.url, read_admin_file(data), data / "work", files=files)
+            for name, work in walk.steps():
+                await take(name, work)
+        else:
+            walk = _walk(suite, data, files)
+            await _steps(walk, take, console)
+    except (ModelworksError, WalkFailed, TimeoutError, httpx.HTTPError) as error:
+        console.print(f"[bold red]failed[/] {step}: {_plain(str(error) or type(error).__name__)}")
+        console.print(_plain(_hint(suite)))
+        console.print("demo: failed")
+        return 1
+    finally:
+        if walk is not None:
+            await walk.close()
+        await asyncio.to_thread(suite.stop)
+    _table(console, rows)
+    console.print("demo: ok")
+    return 0
+
+
+def _walk(suite: SuiteProcess, data: Path, files: Path) -> Walk:
+    work = data / "work"
+    work.mkdir(exist_ok=True)
+    samples = sample_files(files, files_max=_FILES_MAX)
+    return Walk(suite.url, read_admin_file(data), find_magika(), samples, Path(tempfile.mkdtemp(dir=work)))
+
+
+async def _steps(
+    walk: Walk, take: Callable[[str, Callable[[], Awaitable[str]]], Awaitable[None]], console: Console
+) -> None:
+    from modelworks.audit.verify import verify_search_answer
+
+    shown: set[str] = set()
+
+    def progress(stage: str) -> None:
+        if stage not in shown:
+            shown.add(stage)
+            console.print(f"   [dim]optimizer: {_plain(stage)}[/]")
+
+    await take("log in", walk.log_in)
+    await take("publish", walk.publish)
+    await take("optimize", lambda: walk.optimize(progress))
+    for finding in walk.found["job"]["report"].get("findings", []):
+        console.print(f"   {_plain(finding)}")
+    await take("deploy", walk.deploy)
+    await take("predict", walk.predict)
+    await take("answer an event", walk.answer_event)
+    await take("refuse", walk.refuse)
+    await take("audit", lambda: walk.audit(verify_search_answer))
+
+
+def _table(console: Console, rows: list[tuple[str, str, float]]) -> None:
+    table = Table(title="The main job, end to end", title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table.add_column("step")
+    table.add_column("outcome", overflow="fold")
+    table.add_column("seconds", justify="right")
+    for name, outcome, seconds in rows:
+        table.add_row(name, _plain(outcome), f"{seconds:.1f}")
+    console.print()
+    console.print(table)
+
+
+def _hint(suite: SuiteProcess) -> str:
+    if suite.alive():
+        return f"the suite's log is {suite.log}"
+    try:
+        tail = "\n".join(suite.log.read_text("utf-8", "replace").splitlines()[-8:])
+    except OSError:
+        tail = "(none)"
+    return f"the suite has ended; its log ends:\n{tail}"
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
