@@ -48,7 +48,7 @@ class SqliteBus:
         self._members: list[Member] = []
         self._trimmed_at = float("-inf")
         self._trimming: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closing = False
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """See `Bus.publish`."""
@@ -60,7 +60,7 @@ class SqliteBus:
 
     async def subscribe(self, subscription: Subscription) -> Consumer:
         """See `Bus.subscribe`."""
-        if self._closed:
+        if self._closing:
             raise StoreUnavailable("the bus is closed")
         topics = checked(subscription)
         self._published(await self._log.run(lambda c: self._log.ends(c, topics), durable=True))
@@ -87,7 +87,7 @@ class SqliteBus:
         for topic in topics:
             self._wakers[topic].add(wake)
         try:
-            while not self._closed:
+            while not self._closing:
                 wake.clear()
                 for topic in topics:
                     while nexts[topic] < self._ends[topic]:
@@ -133,13 +133,11 @@ class SqliteBus:
 
     async def check(self) -> None:
         """See `Bus.check`."""
-        if self._closed:
-            raise StoreUnavailable("the bus is closed")
         await self._log.run(lambda c: c.execute("SELECT 1").fetchone())
 
     async def close(self) -> None:
         """See `Bus.close`."""
-        self._closed = True
+        self._closing = True
         await asyncio.gather(*(member.stop() for member in list(self._members)))
         for wakers in self._wakers.values():
             for wake in wakers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -254,14 +254,14 @@ class Member:
                     return Job(lane, delivery)
         return None
 
-    async def _work(self, key: object, job: Job) -> None:
+    async def _work(self, key: Hashable, job: Job) -> None:
         try:
             await self._handle([job])
         except StoreUnavailable as error:
             # Parking failed although it was tried until the stop: the message is not acknowledged, so nothing is lost.
             log.warning("bus.unsettled", group=self.group, error=str(error))
         finally:
-            self._window.finish(key)  # type: ignore[arg-type]
+            self._window.finish(key)
             self.wake.set()
 
     # Both.

@@ -109,6 +109,7 @@ class SqliteLog:
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
+        self._closed = False
         self._topics: dict[str, int] = {}
         self._ends: dict[str, int] = {}
 
@@ -131,6 +132,8 @@ class SqliteLog:
         loop = asyncio.get_running_loop()
         request = _Request(operation, durable, loop, loop.create_future(), committed)
         with self._starting:
+            if self._closed:
+                raise StoreUnavailable(f"the bus in {self.path} is closed")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name=f"bus {self.path.name}", daemon=True)
                 self._thread.start()
@@ -141,6 +144,7 @@ class SqliteLog:
     async def close(self) -> None:
         """End the thread after what was asked before."""
         with self._starting:
+            self._closed = True
             thread = self._thread
             if thread is None:
                 return
