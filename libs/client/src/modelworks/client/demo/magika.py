@@ -124,7 +124,7 @@ def write_repository(magika: Magika, samples: Sequence[Path], folder: Path) -> N
     )
     (folder / "training" / "training.log").write_text(log, "utf-8")
     inputs = io.BytesIO()
-    np.savez_compressed(inputs, **{INPUT: np.stack([features(path.read_bytes()) for path in samples])})
+    np.savez_compressed(inputs, bytes=np.stack([features(path.read_bytes()) for path in samples]))
     (folder / "evaluation" / "inputs.npz").write_bytes(inputs.getvalue())
 
 

@@ -59,7 +59,7 @@ class Walk:
         self.clients["administrator"] = self._client(self.admin.client_id, self.admin.client_secret)
         for role in ROLES:
             body = {"client_id": f"demo-{role}-{uuid.uuid4().hex[:8]}", "roles": [role]}
-            made = await self.patient(partial(self._post, "/api/v1/clients", body))  # type: ignore[misc]
+            made = await self.patient(partial(self._post, "/api/v1/clients", body))
             self.clients[role] = self._client(made["client_id"], made["client_secret"])
             self.found[f"client {role}"] = made["client_id"]
         return f"administrator and {len(ROLES)} clients, one a role"
@@ -91,7 +91,7 @@ class Walk:
         )
         while job["status"] in ("queued", "running"):
             progress(f"{job['status']} {job.get('stage') or ''}")
-            job = await self.patient(partial(operator.optimization, job["id"], wait_seconds=2))  # type: ignore[misc]
+            job = await self.patient(partial(operator.optimization, job["id"], wait_seconds=2))
         if job["status"] != "succeeded":
             raise WalkFailed(f"optimization {job['id']} {job['status']}: {job.get('error')}")
         self.found["job"] = job
