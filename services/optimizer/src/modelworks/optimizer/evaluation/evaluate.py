@@ -1,0 +1,189 @@
+"""One target from file to measurement: candidates, a short probe among them, and the full measuring of the one kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from modelworks.optimizer.evaluation.agreement import Reference, answers, compare
+from modelworks.optimizer.evaluation.inputs import InputSet, find_inputs
+from modelworks.optimizer.evaluation.latency import paired_latency
+from modelworks.optimizer.evaluation.profile import operator_times
+from modelworks.optimizer.evaluation.session import Session
+from modelworks.optimizer.measurement import (
+    Agreement,
+    CandidateMeasurement,
+    Latency,
+    Machine,
+    Profile,
+    Size,
+    TargetMeasurement,
+)
+from modelworks.optimizer.onnx_file import external_files, model_bytes, require_onnx
+from modelworks.optimizer.order import Order
+from modelworks.optimizer.passes import PASSES, Candidate, WorkError
+from modelworks.optimizer.verdict import choose
+
+Report = Callable[[str, float], None]
+"""Told a stage and how much of it is done."""
+
+# Enough distinct feeds that a run does not find its own last input in the cache; few enough to stay in memory.
+_FEEDS = 8
+_PROBE_ROUNDS = 5
+
+
+@dataclass
+class _Bench:
+    """What all candidates of a target are measured with."""
+
+    order: Order
+    root: Path
+    target: Path
+    original: Session
+    """With the threads that are timed."""
+    inputs: InputSet
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        return (1,) if self.inputs.whole else self.order.effort.batches
+
+    @property
+    def batch(self) -> int:
+        """Inputs a run when answers are compared."""
+        return max(self.batches)
+
+    def feeds(self, batch: int) -> list[dict[str, Any]]:
+        if self.inputs.whole:
+            return [self.inputs.feed(number % self.inputs.samples, 1) for number in range(_FEEDS)]
+        return [self.inputs.repeated(number * batch, batch) for number in range(_FEEDS)]
+
+    def latency(self, variant: Session, batch: int, *, rounds: int) -> Latency:
+        effort = self.order.effort
+        return paired_latency(
+            self.original, variant, self.feeds(batch), batch=batch, threads=effort.threads, rounds=rounds,
+            seconds_max=effort.seconds_max,
+        )  # fmt: skip
+
+    def answers(self, path: Path, samples: int, tick: Callable[[float], None] = lambda _: None) -> Reference:
+        limit = self.order.effort.output_bytes_max
+        model = Session(path, threads=self.order.effort.threads_compare or os.cpu_count() or 1)
+        return answers(model, self.inputs, samples=samples, batch=self.batch, bytes_max=limit, tick=tick)
+
+    def compare(self, original: Reference, variant: Reference, samples: int) -> Agreement:
+        return compare(
+            original, variant, names=self.original.outputs, declared=self.order.outputs, samples=samples,
+            batch=self.batch, whole=self.inputs.whole,
+        )  # fmt: skip
+
+
+def process_target(order: Order, target: str, machine: Machine, report: Report) -> TargetMeasurement:
+    """Build the variant of one file in `variant/` and measure it.
+
+    Raises:
+        WorkError: the file is no model, does not run, or the pass refuses it.
+    """
+    root = Path(order.folder)
+    source = root / "source" / target
+    spec = PASSES[order.pass_name]
+    report(spec.stage, 0.0)
+    require_onnx(source)
+    original = Session(source, threads=order.effort.threads)
+    inputs, notes = find_inputs(
+        original,
+        arrays=[root / "source" / path for path in order.arrays],
+        files=[root / "source" / path for path in order.files],
+        declared=order.inputs,
+        samples_max=order.effort.samples_max,
+        root=root / "source",
+    )
+    bench = _Bench(order, root, source, original, inputs)
+    scratch = root / "candidates"
+    made = _candidates(order, source, scratch, machine)
+    report("evaluate", 0.0)
+    measured, kept = _probe(bench, made, report)
+    _install(made[kept].path, root / "variant" / target)
+    shutil.rmtree(scratch)
+    return _measure(bench, target, measured, notes, report)
+
+
+def _candidates(order: Order, source: Path, scratch: Path, machine: Machine) -> list[Candidate]:
+    module = import_module(PASSES[order.pass_name].module)
+    options = module.Options.model_validate(order.options)
+    return list(module.build(source, scratch, options=options, machine=machine))
+
+
+def _probe(bench: _Bench, made: list[Candidate], report: Report) -> tuple[list[CandidateMeasurement], int]:
+    """A short look at every candidate, and the index of the one to keep."""
+    samples = min(bench.order.effort.probe_samples, bench.inputs.samples)
+    original_bytes = model_bytes(bench.target)
+    reference = bench.answers(bench.target, samples) if len(made) > 1 else ()
+    measured: list[CandidateMeasurement] = []
+    for number, candidate in enumerate(made):
+        ratio = round(original_bytes / model_bytes(candidate.path), 4)
+        found: dict[str, Any] = {"name": candidate.name, "facts": candidate.facts, "size_ratio": ratio, "chosen": False}
+        if len(made) > 1:
+            try:
+                compared = bench.compare(reference, bench.answers(candidate.path, samples), samples)
+                session = Session(candidate.path, threads=bench.order.effort.threads)
+                found["agreement"] = compared.agreement
+                found["latency_ratio"] = bench.latency(session, bench.batches[0], rounds=_PROBE_ROUNDS).ratio
+            except WorkError as error:
+                found["refused"] = error.message[:300]
+        measured.append(CandidateMeasurement(**found))
+        report("evaluate", 0.3 * (number + 1) / len(made))
+    refusals = [candidate.refused for candidate in measured if candidate.refused]
+    if len(refusals) == len(measured):
+        raise WorkError("variant-not-runnable", f"the runtime refuses every candidate: {refusals[0]}")
+    kept = choose(measured, bench.order.rules)
+    return [c.model_copy(update={"chosen": n == kept}) for n, c in enumerate(measured)], kept
+
+
+def _measure(
+    bench: _Bench, target: str, measured: list[CandidateMeasurement], notes: tuple[str, ...], report: Report
+) -> TargetMeasurement:
+    variant_path = bench.root / "variant" / target
+    try:
+        variant = Session(variant_path, threads=bench.order.effort.threads)
+    except WorkError as error:
+        raise WorkError("variant-not-runnable", error.message) from error
+    samples = bench.inputs.samples
+    original = bench.answers(bench.target, samples, lambda share: report("evaluate", 0.3 + 0.2 * share))
+    answered = bench.answers(variant_path, samples, lambda share: report("evaluate", 0.5 + 0.2 * share))
+    agreement = bench.compare(original, answered, samples)
+    del original, answered
+    points = []
+    for number, batch in enumerate(bench.batches):
+        points.append(bench.latency(variant, batch, rounds=bench.order.effort.rounds))
+        report("evaluate", 0.7 + 0.25 * (number + 1) / len(bench.batches))
+    if bench.inputs.whole:
+        notes = (*notes, "The model's first dimension is fixed, so only one batch size could be timed.")
+    feed, threads = bench.feeds(bench.batches[0])[0], bench.order.effort.threads
+    original_bytes, variant_bytes = model_bytes(bench.target), model_bytes(variant_path)
+    return TargetMeasurement(
+        path=target,
+        candidates=tuple(measured),
+        inputs=bench.inputs.about,
+        size=Size(
+            original_bytes=original_bytes, variant_bytes=variant_bytes, ratio=round(original_bytes / variant_bytes, 4)
+        ),
+        latency=tuple(points),
+        agreement=agreement,
+        profile=Profile(
+            original=operator_times(bench.target, feed, threads=threads, folder=bench.root),
+            variant=operator_times(variant_path, feed, threads=threads, folder=bench.root),
+        ),
+        notes=notes,
+    )
+
+
+def _install(candidate: Path, into: Path) -> None:
+    """Move the candidate and the files beside it that hold its tensors to where the variant lies."""
+    into.parent.mkdir(parents=True, exist_ok=True)
+    for file in external_files(candidate):
+        shutil.move(file, into.parent / file.name)
+    shutil.move(candidate, into)
