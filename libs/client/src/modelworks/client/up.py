@@ -189,7 +189,7 @@ def _secrets(data: Path) -> Secrets:
 
 
 def _signing_key() -> str:
-    return str(import_module("modelworks.audit.tlog.note").generate_signer("modelworks-audit"))
+    return str(import_module("modelworks.audit.tlog.note").generate_key("modelworks-audit"))
 
 
 def _write_admin_file(data: Path, *, url: str, secret: str) -> None:
