@@ -1,0 +1,5 @@
+"""`python -m modelworks.registry`."""
+
+from modelworks.registry.app import main
+
+main()
