@@ -34,8 +34,11 @@ def b64(data: bytes) -> str:
 
 
 def es256(key: ECKey) -> Callable[[bytes], bytes]:
+    private = key.private_key
+    assert private is not None
+
     def sign(message: bytes) -> bytes:
-        r, s = decode_dss_signature(key.private_key.sign(message, ECDSA(SHA256())))
+        r, s = decode_dss_signature(private.sign(message, ECDSA(SHA256())))
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
     return sign
@@ -162,7 +165,9 @@ def _raw_claims(its: Issuer, claims: bytes) -> str:
 
 
 def _der_signature(its: Issuer) -> str:
-    return forge(its.header(), its.claims(), lambda text: its.key.private_key.sign(text, ECDSA(SHA256())))
+    private = its.key.private_key
+    assert private is not None
+    return forge(its.header(), its.claims(), lambda text: private.sign(text, ECDSA(SHA256())))
 
 
 NEGATIVES: dict[str, Callable[[Issuer], str]] = {

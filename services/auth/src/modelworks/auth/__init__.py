@@ -1,0 +1,1 @@
+"""Who may ask: clients, access tokens and the keys that sign them."""

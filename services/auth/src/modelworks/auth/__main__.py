@@ -1,0 +1,5 @@
+"""`python -m modelworks.auth`."""
+
+from modelworks.auth.app import main
+
+main()

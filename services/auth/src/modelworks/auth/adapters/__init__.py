@@ -1,0 +1,1 @@
+"""Ports of auth over the stores, Authlib and the bus."""
