@@ -216,7 +216,8 @@ async def test_dead_letter_is_listed_shown_and_replayed(
     admin = issuer.headers()
 
     async def letters() -> list[dict[str, Any]]:
-        return (await http.get("/api/v1/dead-letters", headers=admin)).json()["items"]
+        found: list[dict[str, Any]] = (await http.get("/api/v1/dead-letters", headers=admin)).json()["items"]
+        return found
 
     listed = (await eventually(letters))[0]
     whole = (await http.get(f"/api/v1/dead-letters/{listed['id']}", headers=admin)).json()

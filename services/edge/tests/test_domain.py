@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from modelworks.edge.domain import RateLimiter, decode_position, encode_position, events_of, route
 from modelworks.kit.errors import InvalidInput
 
-PREDICTION = {"model": "a/b", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
+TENSOR = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}
+PREDICTION = {"model": "a/b", "inputs": [TENSOR]}
 
 
 @pytest.mark.parametrize(
@@ -142,7 +143,7 @@ def test_batch_is_taken_whole_or_not_at_all() -> None:
         (binary(), b"{", "ingest.prediction-requested.v1"),
         (binary(), b"\xff\xfe", "ingest.prediction-requested.v1"),
         (binary(), {**PREDICTION, "lane": "express"}, "lane"),
-        (binary(), {**PREDICTION, "inputs": [{**PREDICTION["inputs"][0], "name": "x" * 2000}]}, "at most 1000"),
+        (binary(), {**PREDICTION, "inputs": [{**TENSOR, "name": "x" * 2000}]}, "at most 1000"),
         ({"content-type": "application/cloudevents+json"}, b"[1", "not JSON"),
         ({"content-type": "application/cloudevents+json"}, [1], "JSON object"),
         ({"content-type": "application/cloudevents-batch+json"}, [], "1 to 3"),

@@ -71,7 +71,7 @@ def run_suite(
     shared = shared.model_copy(update={"jwks_url": shared.jwks_url or f"{address}/.well-known/jwks.json"})
     platform = make_platform(shared, process="modelworks")
     stores = open_stores(_settings(StoresSettings, column=column, data=data / "stores"), environment=shared.environment)
-    services = _compose(stores, platform, shared.issuer, address, data, keys, callers)
+    services = _compose(stores, platform, address, data, keys, callers)
     door = services[-1]
 
     def ready() -> None:
@@ -91,7 +91,6 @@ def run_suite(
 def _compose(
     stores: Stores,
     platform: Platform,
-    issuer: str,
     address: str,
     data: Path,
     keys: Secrets,
@@ -109,7 +108,6 @@ def _compose(
 
     given: dict[str, dict[str, Any]] = {
         "auth": {
-            "issuer": issuer,
             "master_key": keys.auth_master_key,
             "admin_client_id": ADMIN_CLIENT,
             "admin_client_secret": keys.admin_client_secret,
@@ -118,7 +116,7 @@ def _compose(
         "registry": {},
         "audit": {"signing_key": keys.audit_signing_key},
         "optimizer": calling("optimizer") | {"work_folder": data / "optimizer"},
-        "inference": calling("inference") | {"cache_folder": data / "models"},
+        "inference": calling("inference") | {"cache": data / "models"},
     }
     services: dict[str, Service] = {}
     for name, values in given.items():

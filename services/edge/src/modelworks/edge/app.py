@@ -12,7 +12,7 @@ from modelworks.edge.ports import Upstream
 from modelworks.edge.settings import EdgeSettings
 from modelworks.kit.http import Check, ErrorAnswers, create_app
 from modelworks.kit.platform import Platform
-from modelworks.kit.service import Service, run_service
+from modelworks.kit.service import Service, run_service, settings_or_exit
 from modelworks.kit.settings import PlatformSettings
 from modelworks.stores.refusals import Refusals
 from modelworks.stores.settings import StoresSettings
@@ -74,10 +74,12 @@ def build(
 
 def main() -> None:
     """Run the edge in a process of its own."""
-    settings = EdgeSettings()
+    settings = settings_or_exit("edge", EdgeSettings)
 
     def compose(platform: Platform) -> Service:
-        stores = open_stores(StoresSettings(), environment=PlatformSettings().environment)
+        stores = open_stores(
+            settings_or_exit("edge", StoresSettings), environment=settings_or_exit("edge", PlatformSettings).environment
+        )
         return build(stores, settings, platform, owns_stores=True)
 
     run_service("edge", settings, compose)
