@@ -53,7 +53,7 @@ def _add_trace_ids(_: Any, __: str, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
-    """A logger whose lines carry `logger=name`."""
+    """A logger whose lines carry `component=name`."""
     # Initial values, not `bind`: binding at import would freeze the configuration of before `configure_logging`.
-    logger: structlog.stdlib.BoundLogger = structlog.get_logger(logger=name)
+    logger: structlog.stdlib.BoundLogger = structlog.get_logger(component=name)
     return logger

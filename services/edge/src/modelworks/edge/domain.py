@@ -111,7 +111,7 @@ def events_of(
     elif content_type == "application/cloudevents+json":
         parsed = [_structured(_json(body))]
     else:
-        parsed = [(headers, body)]
+        parsed = [(dict(headers), body)]
     return [_envelope(attributes, data, actor, event_bytes_max) for attributes, data in parsed]
 
 
