@@ -204,7 +204,7 @@ class FolderObjects:
                 file.write(data)
                 etag = file.seal()
                 try:
-                    commit(file, folder / f"{number:05}", root=self._root)
+                    commit(file, folder / f"{number:05}", root=folder)
                 except FileNotFoundError as error:  # completed or aborted meanwhile
                     raise NotFound(no_upload(key, upload)) from error
             return Part(number, etag, len(data))

@@ -17,6 +17,7 @@ except ImportError:  # Windows
 
 _STALE_SECONDS = 60
 _SYNC_EVERY_BYTES = 32 * 1024 * 1024
+_ATTEMPTS = 100
 
 
 def etag_of(status: os.stat_result) -> str:
@@ -95,16 +96,16 @@ def commit(file: TemporaryFile, path: Path, *, root: Path, exclusive: bool = Fal
         FileExistsError: `exclusive`, and the name is taken.
         FileNotFoundError: the folder went away again and again.
     """
-    for attempt in range(8):
-        made = _make_folders(path.parent, root)
+    for attempt in range(_ATTEMPTS):
         try:
+            made = _make_folders(path.parent, root)
             if exclusive:
                 os.link(file.path, path)
             else:
                 os.replace(file.path, path)
         except FileNotFoundError:
-            # A delete of the last neighbour took the empty folder away between the two steps.
-            if attempt == 7:
+            # A delete of the last neighbour took the empty folder away between two of these steps.
+            if attempt == _ATTEMPTS - 1:
                 raise
             continue
         break
