@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -40,6 +40,13 @@ class Secrets:
     admin_client_secret: str
 
 
+_VARIABLES = {
+    "auth_master_key": "AUTH_MASTER_KEY",
+    "audit_signing_key": "AUDIT_SIGNING_KEY",
+    "admin_client_secret": "AUTH_ADMIN_CLIENT_SECRET",
+}
+
+
 def run_suite(
     *,
     data: Path,
@@ -64,14 +71,11 @@ def run_suite(
     address = _address(host, sock.getsockname()[1])
     shared = shared.model_copy(update={"issuer": shared.issuer or address, "port": sock.getsockname()[1]})
     keys = _secrets(data)
-    # A replaced or restarted process proves itself with fresh secrets; auth takes them over at its start.
-    callers = {name: secrets.token_urlsafe(32) for name in _CALLERS}
-
     # Keys are read over loopback whatever the public issuer is called.
     shared = shared.model_copy(update={"jwks_url": shared.jwks_url or f"{address}/.well-known/jwks.json"})
     platform = make_platform(shared, process="modelworks")
     stores = open_stores(_settings(StoresSettings, column=column, data=data / "stores"), environment=shared.environment)
-    services = _compose(stores, platform, address, data, keys, callers)
+    services = compose(stores, platform, address=address, data=data, keys=keys)
     door = services[-1]
 
     def ready() -> None:
@@ -88,15 +92,10 @@ def run_suite(
     run_until_stopped(main)
 
 
-def _compose(
-    stores: Stores,
-    platform: Platform,
-    address: str,
-    data: Path,
-    keys: Secrets,
-    callers: Mapping[str, str],
-) -> list[Service]:
+def compose(stores: Stores, platform: Platform, *, address: str, data: Path, keys: Secrets) -> list[Service]:
     """The services in the order of their start; the edge last."""
+    # A restarted process proves itself with fresh secrets; auth takes them over at its start.
+    callers = {name: secrets.token_urlsafe(32) for name in _CALLERS}
 
     def calling(name: str) -> dict[str, Any]:
         return {

@@ -34,6 +34,7 @@ class Door:
         errors: ErrorAnswers,
     ) -> None:
         """`own`: serves what the edge answers itself."""
+        self.own = own
         self._upstreams: dict[str, ASGIApp] = {**upstreams, OWN: own}
         self._settings = settings
         self._platform = platform

@@ -1,0 +1,1 @@
+"""The walk and its faults, end to end, on either column."""
