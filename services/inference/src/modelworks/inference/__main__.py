@@ -1,0 +1,5 @@
+"""`python -m modelworks.inference`."""
+
+from modelworks.inference.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""The wire protocols of other servers, each a shell over the same handlers."""
