@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 _KEY_CHARACTERS_MAX = 1024
 _FENCE_EXPIRES = timedelta(days=30)
-_PAUSE_SECONDS = (0.005, 0.1)
+_PAUSE_SECONDS = (0.005, 0.05)
 """First and longest wait between two looks at a lock that is held."""
 
 
