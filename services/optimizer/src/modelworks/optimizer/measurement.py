@@ -156,6 +156,9 @@ class TargetMeasurement(Value):
     latency: tuple[Latency, ...]
     agreement: Agreement
     profile: Profile
+    beside_original: tuple[str, ...] = ()
+    """Paths of files with the original's large tensors."""
+    beside_variant: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What the measuring had to leave out or do otherwise, in sentences."""
 

@@ -177,8 +177,14 @@ def _measure(
             original=operator_times(bench.target, feed, threads=threads, folder=bench.root),
             variant=operator_times(variant_path, feed, threads=threads, folder=bench.root),
         ),
+        beside_original=_shown(external_files(bench.target), bench.root / "source"),
+        beside_variant=_shown(external_files(variant_path), bench.root / "variant"),
         notes=notes,
     )
+
+
+def _shown(files: list[Path], root: Path) -> tuple[str, ...]:
+    return tuple(str(file.relative_to(root.resolve())) for file in files)
 
 
 def _install(candidate: Path, into: Path) -> None:
