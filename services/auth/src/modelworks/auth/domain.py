@@ -16,7 +16,7 @@ from datetime import datetime
 from modelworks.events import ClientCreated, ClientDeleted, Event
 from modelworks.kit.errors import Conflict, InvalidInput
 
-CLIENT_ID = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]$")
+CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}[a-z0-9]\Z")
 _RESERVED = frozenset({"anonymous", "system", "unknown"})
 """Names that events use for nobody in particular."""
 _NAME_CHARACTERS_MAX = 200

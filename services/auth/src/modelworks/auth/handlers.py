@@ -243,6 +243,7 @@ class IssueTokens:
         self._refusals_max = refusals_per_minute_max
         self._under_way = 0
         self._minutes: OrderedDict[str, _Minute] = OrderedDict()
+        self._all = _Minute(time.monotonic())
 
     async def answer(self, raw: RawRequest) -> Mapping[str, object]:
         """The body of the answer (RFC 6749 section 5.1).
@@ -314,14 +315,15 @@ class IssueTokens:
     def _may_tell(self, client_id: str) -> bool:
         """Bounded a minute and client id, and over all claimed ids together (an attacker may invent them)."""
         now = time.monotonic()
-        counted = (("", 10 * self._refusals_max), (f"client {client_id}", self._refusals_max))
-        for key, most in counted:
-            minute = self._minutes.setdefault(key, _Minute(now))
-            if now - minute.began >= _MINUTE_SECONDS:
-                minute.began, minute.told = now, 0
-            if minute.told >= most:
-                return False
-            minute.told += 1
+        mine = self._minutes.setdefault(client_id, _Minute(now))
+        self._minutes.move_to_end(client_id)
         while len(self._minutes) > _COUNTED_MAX:
             self._minutes.popitem(last=False)
+        for minute in (mine, self._all):
+            if now - minute.began >= _MINUTE_SECONDS:
+                minute.began, minute.told = now, 0
+        if mine.told >= self._refusals_max or self._all.told >= 10 * self._refusals_max:
+            return False
+        mine.told += 1
+        self._all.told += 1
         return True

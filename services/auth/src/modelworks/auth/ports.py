@@ -85,8 +85,8 @@ class Attempts(Protocol):
         """Return when there were not too many failures.
 
         Raises:
-            RateLimited: there were, of this client from this address, from this address, or of this client from
-                addresses it has not logged in from lately (so that strangers cannot lock a client out).
+            RateLimited: there were of this client from this address; or of this client or from this address, and the
+                client has not logged in from there lately (so that others can lock nobody out who was in before).
         """
 
     async def failed(self, client_id: str, address: str) -> None:

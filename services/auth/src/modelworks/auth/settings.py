@@ -52,14 +52,20 @@ class AuthSettings(Settings):
     keys_reload_seconds: float = Field(5, ge=0.05, le=60, description="How far replicas may lag behind a rotation.")
     body_bytes_max: int = Field(16 * 1024, ge=1024, le=1024**2, description="Largest body of a token request.")
     failures_per_minute_max: int = Field(10, ge=1, description="Failed logins of one client from one address.")
-    address_failures_per_minute_max: int = Field(60, ge=1, description="Failed logins from one address.")
+    address_failures_per_minute_max: int = Field(
+        60,
+        ge=1,
+        description="Failed logins from one address; above it, only clients that were in lately get in from there.",
+    )
     client_failures_per_minute_max: int = Field(
-        200, ge=1, description="Failed logins of one client; above it, only addresses it has used lately get in."
+        200, ge=1, description="Failed logins of one client; above it, it gets in only from where it was in lately."
     )
     trusted_proxies: tuple[str, ...] = Field(
         (), description="Networks whose `X-Forwarded-For` is believed, JSON: the edge's, when it runs elsewhere."
     )
-    refusals_per_minute_max: int = Field(60, ge=1, description="Refusals of one client id that are told to the audit.")
+    refusals_per_minute_max: int = Field(
+        60, ge=1, description="Refusals of one client id that are told to the audit; ten times as many over all."
+    )
     signing_threads: int = Field(2, ge=1, le=64, description="Threads that check and sign.")
     waiting_max: int = Field(512, ge=1, le=100_000, description="Token requests that wait for a thread or the bus.")
 

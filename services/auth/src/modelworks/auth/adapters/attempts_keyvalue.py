@@ -37,11 +37,12 @@ class KeyValueAttempts:
         try:
             counts = await asyncio.gather(*(self._keyvalue.get(key) for key in (pair, source, client)))
             pairs, sources, clients = (int(count or 0) for count in counts)
-            stranger = clients >= self._client_max and await self._keyvalue.get(_known(client_id, address)) is None
+            crowded = sources >= self._address_max or clients >= self._client_max
+            stranger = crowded and await self._keyvalue.get(_known(client_id, address)) is None
         except StoreUnavailable as error:
             log.warning("attempts.not-counted", error=error.message)
             return
-        if pairs >= self._pair_max or sources >= self._address_max or stranger:
+        if pairs >= self._pair_max or stranger:
             seconds = int(_WINDOW.total_seconds())
             raise RateLimited(f"too many failed logins: wait {seconds} s", retry_after_seconds=seconds)
 
