@@ -376,6 +376,7 @@ async def test_waiting_callers_share_a_publish(start: Start, stores: Stores) -> 
 
 async def test_caller_that_went_away_holds_nobody_up(start: Start, stores: Stores) -> None:
     publishing, open_gate = asyncio.Event(), asyncio.Event()
+    open_gate.set()
 
     class Gated(Broken):
         async def publish(self, messages: Sequence[Message]) -> None:
@@ -384,6 +385,8 @@ async def test_caller_that_went_away_holds_nobody_up(start: Start, stores: Store
             await self._store.publish(messages)
 
     async with start(on=replace(stores, bus=Gated(stores.bus)), admin_client_secret="") as auth:
+        publishing.clear()
+        open_gate.clear()
         gone = [asyncio.create_task(auth.ask()) for _ in range(5)]
         await publishing.wait()
         for task in gone:

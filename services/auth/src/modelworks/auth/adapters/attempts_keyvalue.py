@@ -17,6 +17,8 @@ _WINDOW = timedelta(minutes=1)
 _KNOWN_FOR = timedelta(hours=12)
 _KNOWN_RENEWED_SECONDS = 3600.0
 _KNOWN_MAX = 10_000
+_ASKING_MAX = 32
+"""Questions at once: a flood waits here, and does not use up the store's connections, which would let it in uncounted."""
 
 log = get_logger("attempts")
 
@@ -31,14 +33,15 @@ class KeyValueAttempts:
         self._client_max = settings.client_failures_per_minute_max
         # What was told to the store lately, so that each token does not cost it a write.
         self._told: OrderedDict[str, float] = OrderedDict()
+        self._asking = asyncio.Semaphore(_ASKING_MAX)
 
     async def admit(self, client_id: str, address: str) -> None:
         pair, source, client = _keys(client_id, address)
         try:
-            counts = await asyncio.gather(*(self._keyvalue.get(key) for key in (pair, source, client)))
-            pairs, sources, clients = (int(count or 0) for count in counts)
-            crowded = sources >= self._address_max or clients >= self._client_max
-            stranger = crowded and await self._keyvalue.get(_known(client_id, address)) is None
+            async with self._asking:
+                pairs, sources, clients = [int(await self._keyvalue.get(key) or 0) for key in (pair, source, client)]
+                crowded = sources >= self._address_max or clients >= self._client_max
+                stranger = crowded and await self._keyvalue.get(_known(client_id, address)) is None
         except StoreUnavailable as error:
             log.warning("attempts.not-counted", error=error.message)
             return
@@ -48,7 +51,9 @@ class KeyValueAttempts:
 
     async def failed(self, client_id: str, address: str) -> None:
         try:
-            await asyncio.gather(*(self._keyvalue.increment(key, expires=_WINDOW) for key in _keys(client_id, address)))
+            async with self._asking:
+                for key in _keys(client_id, address):
+                    await self._keyvalue.increment(key, expires=_WINDOW)
         except StoreUnavailable as error:
             log.warning("attempts.not-counted", error=error.message)
 
