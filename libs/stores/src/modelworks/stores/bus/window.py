@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -53,18 +53,17 @@ class Window(Generic[T]):
         self.running -= 1
         self._promote(key)
 
-    def drop(self, lost: Callable[[T], bool]) -> None:
-        """Forget the waiting items for which `lost` says so; what runs goes on."""
+    def clear(self) -> list[T]:
+        """Forget the items that wait, and return them; what runs goes on."""
+        forgotten = [item for _, item in self._ready]
         for behind in self._keys.values():
-            kept = [item for item in behind if not lost(item)]
-            self._waiting -= len(behind) - len(kept)
+            forgotten.extend(behind)
             behind.clear()
-            behind.extend(kept)
-        gone = [key for key, item in self._ready if lost(item)]
-        self._ready = deque(entry for entry in self._ready if not lost(entry[1]))
-        self._waiting -= len(gone)
-        for key in gone:
-            self._promote(key)
+        ready, self._ready = self._ready, deque()
+        self._waiting = 0
+        for key, _ in ready:
+            del self._keys[key]
+        return forgotten
 
     def _promote(self, key: Hashable) -> None:
         behind = self._keys[key]

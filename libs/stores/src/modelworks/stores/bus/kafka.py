@@ -1,0 +1,333 @@
+"""The bus on Kafka.
+
+Publishing goes through one producer; `control` subscriptions through FastStream
+(`kafka_control`), `long` ones and all retries through our own pump
+(`kafka_pump`). A failed message is published to `<group>.retry.<n>`, later to
+`<topic>.dead-letter`, and only then acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+from aiokafka import TopicPartition
+from faststream.kafka import KafkaBroker
+from modelworks.kit.errors import InvalidInput, StoreUnavailable, Unavailable
+from modelworks.kit.logging import get_logger
+from modelworks.stores.bus import kafka_reader
+from modelworks.stores.bus.handling import check_topic, checked, measured
+from modelworks.stores.bus.kafka_admin import Cluster, now_ms
+from modelworks.stores.bus.kafka_consumer import group_options
+from modelworks.stores.bus.kafka_control import ControlConsumer, make_broker
+from modelworks.stores.bus.kafka_group import Worker
+from modelworks.stores.bus.kafka_producer import Producer
+from modelworks.stores.bus.kafka_pump import Item, Pump
+from modelworks.stores.bus.kafka_records import (
+    delivery_of,
+    parked_of,
+    record_of,
+    replayed_record,
+    retry_group,
+    retry_record,
+    retry_topic,
+)
+from modelworks.stores.bus.port import Consumer, DeadLetter, Delivery, Lag, Message, Subscription
+from modelworks.stores.settings import StoresSettings
+
+_LIMIT_MAX = 1000
+_RETRIES_RUNNING_MAX = 64
+_STRANGER_DELAY_MS = 10_000
+"""A retry of a topic that this process does not handle goes back for so long."""
+
+log = get_logger("bus")
+
+
+class _Reading(Protocol):
+    """What reads a subscription's topics: a ControlConsumer or a Pump."""
+
+    @property
+    def fault(self) -> str | None: ...
+    async def start(self) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class KafkaBus:
+    """The bus on a Kafka cluster."""
+
+    def __init__(
+        self,
+        settings: StoresSettings,
+        *,
+        drain: timedelta = timedelta(seconds=20),
+        session: timedelta = timedelta(seconds=10),
+    ) -> None:
+        """Connects on first use.
+
+        Args:
+            drain: how long a stop waits for handlers that run.
+            session: how long a member may be silent before its partitions go to others; at least the broker's
+                `group.min.session.timeout.ms`.
+        """
+        self._settings = settings
+        self._drain_seconds = drain.total_seconds()
+        self._session_ms = round(session.total_seconds() * 1000)
+        self._cluster: Cluster | None = None
+        self._producer: Producer | None = None
+        self._broker: KafkaBroker | None = None
+        self._retries: dict[str, _Retries] = {}
+        self._consumers: list[_Consumer] = []
+        self._closing = False
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """See `Bus.publish`."""
+        records = [record_of(message, measured(message)) for message in messages]
+        if records:
+            _, producer = self._connected()
+            await producer.publish(records)
+
+    async def subscribe(self, subscription: Subscription) -> Consumer:
+        """See `Bus.subscribe`."""
+        if self._closing:
+            raise StoreUnavailable("the bus is closed")
+        topics = checked(subscription)
+        cluster, producer = self._connected()
+        await cluster.ensure(topics)
+        await cluster.introduce(subscription.group, topics)
+        worker = Worker(subscription, producer)
+        retries = self._retries.setdefault(subscription.group, _Retries(self, subscription.group))
+        await retries.join(worker, topics)
+        options = group_options(subscription, self._session_ms)
+        reading: _Reading
+        if subscription.work == "long":
+            reading = self._pump(cluster, worker, topics, options)
+        else:
+            if self._broker is None:
+                self._broker = make_broker(cluster, graceful_seconds=self._drain_seconds)
+            reading = ControlConsumer(
+                cluster, self._broker, worker, topics=topics, options=options, drain_seconds=self._drain_seconds
+            )
+        try:
+            await reading.start()
+        except BaseException:
+            worker.stopping.set()
+            await retries.leave(worker)
+            raise
+        consumer = _Consumer(worker, reading, retries, self._consumers)
+        self._consumers.append(consumer)
+        return consumer
+
+    async def tail(self, topics: Sequence[str], *, after: Mapping[str, str] | None = None) -> AsyncIterator[Delivery]:
+        """See `Bus.tail`."""
+        for topic in topics:
+            check_topic(topic)
+        cluster, _ = self._connected()
+        reading = kafka_reader.tail(cluster, topics, after or {}, closing=lambda: self._closing)
+        try:
+            async for delivery in reading:
+                yield delivery
+        finally:
+            await reading.aclose()  # type: ignore[attr-defined]
+
+    async def lag(self, group: str) -> Sequence[Lag]:
+        """See `Bus.lag`."""
+        cluster, _ = self._connected()
+        return await cluster.lag(group, retry_group(group))
+
+    async def dead_letters(self, *, topic: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """See `Bus.dead_letters`."""
+        if not 1 <= limit <= _LIMIT_MAX:
+            raise InvalidInput(f"limit {limit} is out of bounds: give 1 to {_LIMIT_MAX}")
+        if topic is not None:
+            check_topic(topic)
+        cluster, _ = self._connected()
+        return await kafka_reader.letters(cluster, topic=topic, limit=limit)
+
+    async def replay(self, dead_letter_id: str) -> DeadLetter:
+        """See `Bus.replay`."""
+        cluster, producer = self._connected()
+        letter, delivery = await kafka_reader.letter(cluster, dead_letter_id)
+        # The note second: after a crash between the two, a replay is asked for again.
+        await producer.publish([retry_record(letter.group, delivery, number=0, attempt=1, not_before_ms=now_ms())])
+        await producer.publish([replayed_record(letter)])
+        return DeadLetter(
+            id=letter.id,
+            message=letter.message,
+            group=letter.group,
+            error=letter.error,
+            attempts=letter.attempts,
+            failed_at=letter.failed_at,
+            replayed=True,
+        )
+
+    async def check(self) -> None:
+        """See `Bus.check`."""
+        cluster, _ = self._connected()
+        await cluster.check()
+
+    async def close(self) -> None:
+        """See `Bus.close`."""
+        self._closing = True
+        await asyncio.gather(*(consumer.stop() for consumer in list(self._consumers)))
+        if self._broker is not None:
+            await self._broker.stop()
+        if self._producer is not None:
+            await self._producer.close()
+        if self._cluster is None:
+            self._cluster = Cluster(self._settings)
+        await self._cluster.close()
+
+    def _connected(self) -> tuple[Cluster, Producer]:
+        # Made late: the clients belong to the event loop that runs then.
+        if self._cluster is None:
+            self._cluster = Cluster(self._settings)
+        if self._producer is None:
+            self._producer = Producer(self._cluster)
+        return self._cluster, self._producer
+
+    def _pump(self, cluster: Cluster, worker: Worker, topics: Sequence[str], options: dict[str, Any]) -> Pump:
+        def decode(record: Any) -> Item:
+            delivery = delivery_of(record)
+            key = (record.topic, delivery.message.key)
+            return Item(TopicPartition(record.topic, record.partition), record.offset, key, delivery)
+
+        async def work(delivery: Delivery) -> bool:
+            return await worker.work([delivery]) == 1
+
+        subscription = worker.subscription
+        return Pump(
+            cluster,
+            group=subscription.group,
+            topics=topics,
+            options=options,
+            running_max=subscription.in_flight_max,
+            decode=decode,
+            work=work,
+            drain_seconds=self._drain_seconds,
+        )
+
+
+class _Retries:
+    """Reads a group's retries for all its subscriptions in this process."""
+
+    def __init__(self, bus: KafkaBus, group: str) -> None:
+        self._bus = bus
+        self._group = group
+        self._workers: dict[str, list[Worker]] = {}
+        self._pump: Pump | None = None
+        self._numbers = 0
+        self._changing = asyncio.Lock()
+
+    @property
+    def fault(self) -> str | None:
+        """What keeps retries from being read right now, or None."""
+        return self._pump.fault if self._pump else None
+
+    async def join(self, worker: Worker, topics: Sequence[str]) -> None:
+        """Hand retries of these topics to the worker."""
+        async with self._changing:
+            numbers = len(worker.subscription.retry.delays)
+            if self._pump is None or numbers > self._numbers:
+                await self._read(worker.subscription, max(numbers, self._numbers))
+            for topic in topics:
+                self._workers.setdefault(topic, []).append(worker)
+
+    async def leave(self, worker: Worker) -> None:
+        """The worker takes no more."""
+        async with self._changing:
+            for workers in self._workers.values():
+                if worker in workers:
+                    workers.remove(worker)
+            if not any(self._workers.values()) and self._pump is not None:
+                pump, self._pump = self._pump, None
+                await pump.stop()
+
+    async def _read(self, subscription: Subscription, numbers: int) -> None:
+        cluster, _ = self._bus._connected()
+        topics = [retry_topic(self._group, number) for number in range(numbers + 1)]
+        await cluster.ensure(topics)
+        if self._pump is not None:
+            await self._pump.stop()
+        self._pump = Pump(
+            cluster,
+            group=retry_group(self._group),
+            topics=topics,
+            options=group_options(subscription, self._bus._session_ms),
+            running_max=_RETRIES_RUNNING_MAX,
+            decode=self._decode,
+            work=self._work,
+            drain_seconds=self._bus._drain_seconds,
+        )
+        self._numbers = numbers
+        try:
+            await self._pump.start()
+        except BaseException:
+            self._pump = None
+            raise
+
+    def _decode(self, record: Any) -> Item | None:
+        try:
+            parked = parked_of(record)
+        except (ValueError, KeyError) as error:
+            log.error("bus.retry-unreadable", topic=record.topic, offset=record.offset, error=str(error))
+            return None
+        message = parked.delivery.message
+        return Item(
+            TopicPartition(record.topic, record.partition),
+            record.offset,
+            (message.topic, message.key),
+            parked.delivery,
+            parked.not_before_ms,
+        )
+
+    async def _work(self, delivery: Delivery) -> bool:
+        for worker in list(self._workers.get(delivery.message.topic, ())):
+            if await worker.work([delivery]) == 1:
+                return True
+        if not any(self._workers.values()):
+            return False
+        # Only another process of this group handles the topic, and this one was given its retry: back with it.
+        _, producer = self._bus._connected()
+        record = retry_record(
+            self._group,
+            delivery,
+            number=min(delivery.attempt - 1, self._numbers),
+            attempt=delivery.attempt,
+            not_before_ms=now_ms() + _STRANGER_DELAY_MS,
+        )
+        await producer.publish([record])
+        return True
+
+
+class _Consumer:
+    """A running subscription on Kafka."""
+
+    def __init__(self, worker: Worker, reading: _Reading, retries: _Retries, siblings: list[_Consumer]) -> None:
+        self._worker = worker
+        self._reading = reading
+        self._retries = retries
+        self._siblings = siblings
+        self._stopped: asyncio.Task[None] | None = None
+
+    async def stop(self) -> None:
+        """See `Consumer.stop`. Stopping twice is harmless."""
+        if self._stopped is None:
+            self._stopped = asyncio.create_task(self._stop(), name="bus stop")
+        await asyncio.shield(self._stopped)
+
+    async def _stop(self) -> None:
+        self._worker.stopping.set()
+        await asyncio.gather(self._reading.stop(), self._retries.leave(self._worker))
+        if self in self._siblings:
+            self._siblings.remove(self)
+
+    def check(self) -> None:
+        """See `Consumer.check`."""
+        group = self._worker.subscription.group
+        if self._worker.stopping.is_set():
+            raise Unavailable(f"the consumer of group {group!r} is stopped")
+        trouble = self._worker.held or self._reading.fault or self._retries.fault
+        if trouble:
+            raise Unavailable(f"group {group!r} is held up: {trouble}")
