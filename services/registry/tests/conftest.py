@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,10 +92,8 @@ async def heard(stores: Stores) -> AsyncIterator[list[Envelope]]:
     """Every event of the registry and every refusal, in the order of their arrival."""
     envelopes: list[Envelope] = []
 
-    async def keep(deliveries: Any) -> None:
-        delivery: Delivery
-        for delivery in deliveries:
-            envelopes.append(envelope_of(delivery.message))
+    async def keep(deliveries: Sequence[Delivery]) -> None:
+        envelopes.extend(envelope_of(delivery.message) for delivery in deliveries)
 
     topics = tuple(topic for topic in BY_TOPIC if topic.startswith(("registry.", "auth.access-denied")))
     consumer = await stores.bus.subscribe(Subscription(group="test", topics=topics, handler=keep))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
-from modelworks.kit.errors import TooLarge
+from modelworks.kit.errors import InvalidInput, TooLarge
 from modelworks.kit.http import Authenticated, authenticated
 from modelworks.registry.access import READ, WRITE, Access
 from modelworks.registry.domain import OMITTED, Expected, Kind, RefKind, Repository
@@ -17,6 +17,7 @@ from modelworks.registry.handlers import Handlers
 from modelworks.registry.ports import Find, Order
 from modelworks.registry.ranges import not_modified, wanted_range
 from modelworks.registry.representations import (
+    ANY_ERROR,
     BlobView,
     CommitPage,
     CommitView,
@@ -35,13 +36,21 @@ from modelworks.registry.representations import (
 )
 from modelworks.registry.settings import RegistrySettings
 from modelworks.registry.transfers import Transfers
+from pydantic import TypeAdapter
 from starlette.requests import ClientDisconnect
 
 PREFIX = "/api/v1/repositories"
+_JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _REPOSITORY = "/{namespace}/{name}"
 
+Limit = Annotated[int, Query(ge=1, le=1000, description="Most items; the server may give fewer, with a cursor.")]
 
-def router(*, handlers: Handlers, transfers: Transfers, access: Access, settings: RegistrySettings) -> list[APIRouter]:
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def routers(*, handlers: Handlers, transfers: Transfers, access: Access, settings: RegistrySettings) -> list[APIRouter]:
     """All routes of the registry."""
     return [
         _repositories(handlers, access, settings),
@@ -52,9 +61,15 @@ def router(*, handlers: Handlers, transfers: Transfers, access: Access, settings
 
 
 def _repositories(handlers: Handlers, access: Access, settings: RegistrySettings) -> APIRouter:
-    routes = APIRouter(prefix=PREFIX, tags=["repositories"], route_class=_bounded(settings.body_bytes_max))
+    routes = APIRouter(
+        prefix=PREFIX,
+        tags=["repositories"],
+        responses=ANY_ERROR,
+        generate_unique_id_function=_operation_id,
+        route_class=_bounded(settings.body_bytes_max),
+    )
 
-    @routes.post("", status_code=201, responses={**problems(400, 409)})
+    @routes.post("", status_code=201, responses=problems(400, 409))
     async def create_repository(body: NewRepository, principal: Authenticated) -> RepositoryView:
         """Create a repository, owned by the caller."""
         access.require_create(principal, body.name, private=body.private)
@@ -63,7 +78,7 @@ def _repositories(handlers: Handlers, access: Access, settings: RegistrySettings
         )
         return repository_view(made)
 
-    @routes.get("", responses={**problems(400)})
+    @routes.get("", responses=problems(400))
     async def search_repositories(
         principal: Authenticated,
         q: Annotated[str, Query(max_length=500, description="Words of the name, the description and the card.")] = "",
@@ -77,7 +92,7 @@ def _repositories(handlers: Handlers, access: Access, settings: RegistrySettings
         task: Annotated[str | None, Query(max_length=100)] = None,
         license: Annotated[str | None, Query(max_length=100)] = None,
         sort: Annotated[Order | None, Query(description="Default: relevance with `q`, else -updated.")] = None,
-        limit: Annotated[int, Query(ge=1, le=settings.page_max)] = min(50, settings.page_max),
+        limit: Limit = 50,
         cursor: Annotated[str | None, Query(max_length=2000)] = None,
     ) -> RepositoryPage:
         """Repositories that the caller may read, by words and filters."""
@@ -90,7 +105,7 @@ def _repositories(handlers: Handlers, access: Access, settings: RegistrySettings
             items=[repository_view(each) for each in found.repositories], total=found.total, cursor=found.cursor
         )
 
-    @routes.get(_REPOSITORY, responses={**problems(404)})
+    @routes.get(_REPOSITORY, responses=problems(404))
     async def get_repository(namespace: str, name: str, principal: Authenticated) -> RepositoryView:
         """A repository."""
         return repository_view(await access.require(principal, READ, f"{namespace}/{name}"))
@@ -99,10 +114,16 @@ def _repositories(handlers: Handlers, access: Access, settings: RegistrySettings
 
 
 def _commits(handlers: Handlers, access: Access, settings: RegistrySettings) -> APIRouter:
-    routes = APIRouter(prefix=PREFIX + _REPOSITORY, tags=["commits"], route_class=_bounded(settings.body_bytes_max))
+    routes = APIRouter(
+        prefix=PREFIX + _REPOSITORY,
+        tags=["commits"],
+        responses=ANY_ERROR,
+        generate_unique_id_function=_operation_id,
+        route_class=_bounded(settings.body_bytes_max),
+    )
 
     @routes.post(
-        "/commits", status_code=201, response_model_exclude_none=True,
+        "/commits", status_code=201, response_model_exclude_defaults=True,
         responses={200: {"model": CommitView, "description": "Nothing to change, or answered before."}, **problems(400, 404, 409, 412, 413)},
     )  # fmt: skip
     async def create_commit(
@@ -114,20 +135,20 @@ def _commits(handlers: Handlers, access: Access, settings: RegistrySettings) -> 
         response.status_code = 201 if committed.created else 200
         return committed_view(repository.name, body.branch, committed)
 
-    @routes.get("/commits", response_model_exclude_none=True, responses={**problems(400, 404)})
+    @routes.get("/commits", response_model_exclude_defaults=True, responses=problems(400, 404))
     async def list_commits(
         namespace: str,
         name: str,
         principal: Authenticated,
         ref: Annotated[str, Query(max_length=220)] = "main",
-        limit: Annotated[int, Query(ge=1, le=settings.page_max)] = min(50, settings.page_max),
+        limit: Limit = 50,
         cursor: Annotated[str | None, Query(max_length=100)] = None,
     ) -> CommitPage:
         """The log: commits from a ref backwards along first parents."""
         repository = await access.require(principal, READ, f"{namespace}/{name}")
         return log_view(repository.name, await handlers.log(repository, ref, limit=limit, cursor=cursor))
 
-    @routes.get("/revisions/{ref:path}", response_model_exclude_none=True, responses={**problems(404, 500)})
+    @routes.get("/revisions/{ref:path}", response_model_exclude_defaults=True, responses=problems(404, 500))
     async def get_revision(namespace: str, name: str, ref: str, principal: Authenticated) -> RevisionDetail:
         """What a branch, tag or commit id points to, with all its files."""
         repository = await access.require(principal, READ, f"{namespace}/{name}")
@@ -137,9 +158,15 @@ def _commits(handlers: Handlers, access: Access, settings: RegistrySettings) -> 
 
 
 def _refs(handlers: Handlers, access: Access, settings: RegistrySettings) -> APIRouter:
-    routes = APIRouter(prefix=PREFIX + _REPOSITORY, tags=["refs"], route_class=_bounded(settings.body_bytes_max))
+    routes = APIRouter(
+        prefix=PREFIX + _REPOSITORY,
+        tags=["refs"],
+        responses=ANY_ERROR,
+        generate_unique_id_function=_operation_id,
+        route_class=_bounded(settings.body_bytes_max),
+    )
 
-    @routes.get("/refs", responses={**problems(404)})
+    @routes.get("/refs", responses=problems(404))
     async def list_refs(namespace: str, name: str, principal: Authenticated) -> list[RefView]:
         """All branches and tags, by kind and name."""
         repository = await access.require(principal, READ, f"{namespace}/{name}")
@@ -160,7 +187,7 @@ def _refs(handlers: Handlers, access: Access, settings: RegistrySettings) -> API
         response.status_code = 201 if made else 200
         return RefView(kind=moved.kind, name=moved.name, revision=moved.revision)
 
-    @routes.delete("/refs/{kind}/{ref:path}", status_code=204, responses={**problems(400, 404, 409, 412)})
+    @routes.delete("/refs/{kind}/{ref:path}", status_code=204, responses=problems(400, 404, 409, 412))
     async def delete_ref(
         namespace: str,
         name: str,
@@ -180,7 +207,9 @@ def _refs(handlers: Handlers, access: Access, settings: RegistrySettings) -> API
 
 
 def _bytes(handlers: Handlers, transfers: Transfers, access: Access) -> APIRouter:
-    routes = APIRouter(prefix=PREFIX + _REPOSITORY, tags=["bytes"])
+    routes = APIRouter(
+        prefix=PREFIX + _REPOSITORY, tags=["bytes"], responses=ANY_ERROR, generate_unique_id_function=_operation_id
+    )
 
     @routes.put(
         "/blobs/{sha256}", status_code=201, openapi_extra=_RAW_BODY,
@@ -312,4 +341,11 @@ async def _read_body(request: Request, bytes_max: int) -> None:
                 limit_bytes=bytes_max,
             )
         parts.append(chunk)
-    request._body = b"".join(parts)
+    body = b"".join(parts)
+    if b"\\ud" in body.lower():
+        # FastAPI's parser lets half a surrogate pair through, which nothing behind it can store or send.
+        try:
+            _JSON.validate_json(body)
+        except ValueError as error:
+            raise InvalidInput(f"the body is not JSON: {error}") from error
+    request._body = body

@@ -15,7 +15,7 @@ from modelworks.registry.adapters.announcer import BusAnnouncer
 from modelworks.registry.adapters.blobs import ObjectBlobs
 from modelworks.registry.adapters.documents import DocumentRepositories
 from modelworks.registry.adapters.history import ObjectHistory
-from modelworks.registry.api import router
+from modelworks.registry.api import routers
 from modelworks.registry.handlers import Handlers
 from modelworks.registry.metrics import Metrics
 from modelworks.registry.settings import RegistrySettings
@@ -45,7 +45,7 @@ def build(stores: Stores, settings: RegistrySettings, platform: Platform) -> Ser
     checks = {"documents": stores.documents.check, "objects": stores.objects.check, "bus": stores.bus.check}
     app = create_app(
         SERVICE, platform, record=record, checks=checks, description=DESCRIPTION,
-        routers=router(handlers=handlers, transfers=transfers, access=access, settings=settings),
+        routers=routers(handlers=handlers, transfers=transfers, access=access, settings=settings),
     )  # fmt: skip
 
     @asynccontextmanager

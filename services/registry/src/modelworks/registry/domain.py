@@ -102,8 +102,8 @@ class Move(_Frozen):
 
     kind: RefKind
     ref: str
-    old: str | None
-    new: str | None
+    old: str | None = None
+    new: str | None = None
     committed: bool = False
     """`new` is a commit made for this move, on top of `old` (or of its own parent, when the branch is new)."""
     request: Request | None = None

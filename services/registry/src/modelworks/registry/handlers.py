@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from modelworks.events import Lineage, UploadRefused
@@ -151,7 +151,8 @@ class Handlers:
 
     async def search(self, find: Find, *, reader: str | None) -> Found:
         """Repositories that are public or belong to `reader`; None: all."""
-        return await self._repositories.search(find, reader=reader)
+        limit = min(find.limit, self._settings.page_max)
+        return await self._repositories.search(replace(find, limit=limit), reader=reader)
 
     async def commit(self, name: str, command: CommitCommand, *, actor: str) -> Committed:
         """Commit on a branch. A commit that changes nothing is not made: the answer is what is there.
@@ -285,9 +286,9 @@ class Handlers:
         async with self._mover.turn(name):
             for _ in range(self._settings.attempts_max):
                 repository = (await self._mover.load(name)).repository
-                old = repository.compare(kind, ref, expected)
-                if old is None:
+                if repository.head(kind, ref) is None:
                     raise NotFound(f"{name} has no {kind} {ref[:200]!r}", repository=name, ref=ref[:200])
+                old = repository.compare(kind, ref, expected)
                 if await self._advance(repository, Move(kind=kind, ref=ref, old=old, new=None), actor):
                     return
         raise Unavailable(f"{kind} {ref!r} of {name} is being moved by too many writers: try again")
@@ -330,7 +331,7 @@ class Handlers:
             raise InvalidInput("the cursor is not one that a page of this log ended with: leave it out to begin again")
         id: str | None = cursor if cursor is not None else repository.resolve(ref)
         commits: list[tuple[str, Commit]] = []
-        while id is not None and len(commits) < limit:
+        while id is not None and len(commits) < min(limit, self._settings.page_max):
             commit = await self._commit_of(repository, id)
             commits.append((id, commit))
             id = commit.parents[0] if commit.parents else None

@@ -100,7 +100,8 @@ def check_path(path: str) -> str:
     """
     reason = _path_fault(path)
     if reason:
-        raise InvalidInput(f"path {_shown(path)} is refused: {reason}", path=path[:200])
+        sendable = path[:200].encode(errors="backslashreplace").decode()
+        raise InvalidInput(f"path {_shown(path)} is refused: {reason}", path=sendable)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from modelworks.events import Lineage
@@ -146,7 +145,7 @@ class CommitView(_Answer):
     created_at: str
     generation: int = Field(description="1 for a first commit, else one more than its parents' largest.")
     lineage: Lineage | None = None
-    created: bool = Field(True, description="False: it existed before, nothing was changed.")
+    created: bool | None = Field(None, description="False: it existed before, nothing was changed. Absent in a log.")
 
 
 class CommitPage(_Answer):
@@ -243,7 +242,13 @@ def revision_view(repository: str, view: RevisionView) -> RevisionDetail:
     )  # fmt: skip
 
 
-def problems(*statuses: int) -> Mapping[int | str, dict[str, Any]]:
+ANY_ERROR: dict[int | str, dict[str, Any]] = {
+    "default": {"model": Problem, "description": "Any error, as application/problem+json."}
+}
+"""For every route: what it has in common, and what puts `Problem` among the document's schemas."""
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors of a route, for its OpenAPI description; 401, 403 and 503 can always come."""
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
     texts = {
