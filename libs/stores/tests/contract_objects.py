@@ -8,11 +8,12 @@ import random
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
 
 import pytest
-from modelworks.kit.errors import InvalidInput, NotFound, TooLarge, VersionConflict
+from modelworks.kit.errors import InvalidInput, NotFound, StoreUnavailable, TooLarge, VersionConflict
 from modelworks.stores import Objects, Part, PresignedRequest
 
 MIB = 1024 * 1024
@@ -328,9 +329,14 @@ class ObjectsContract:
         reading = objects.get("a")
         got = await anext(reading)
         await objects.put("a", two)
-        got += await collected(reading)
+        # A server may give the old bytes up: then the reader is told, and never given a mixture.
+        with suppress(StoreUnavailable):
+            async for chunk in reading:
+                got += chunk
+            assert len(got) == len(one)
 
-        assert got == one
+        assert one.startswith(got)
+        assert await collected(objects.get("a")) == two
 
     async def test_an_abandoned_reader_lets_go(self, objects: Objects) -> None:
         await objects.put("a", noise(9 * MIB))
