@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,18 @@ def _walk(file: Path) -> Iterator[Import]:
                 base = package[: len(package) - node.level + 1]
                 module = ".".join([*base, *([module] if module else [])])
             yield Import(file, node.lineno, module, tuple(alias.name for alias in node.names))
+        elif isinstance(node, ast.Call) and (name := _imported_by_call(node)):
+            yield Import(file, node.lineno, name, ())
+
+
+def _imported_by_call(call: ast.Call) -> str | None:
+    """The module of `import_module("x")`, `__import__("x")` and of either handed on, as to a thread."""
+    words = [call.func, *call.args]
+    for function, argument in pairwise(words):
+        named = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
+        if named in ("__import__", "import_module") and isinstance(argument, ast.Constant):
+            return str(argument.value)
+    return None
 
 
 def member_imports(member: str) -> Iterator[Import]:
