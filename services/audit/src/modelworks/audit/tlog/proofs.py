@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from modelworks.audit.tlog.hashes import leaf_hash, node_hash, perfect_root
+from modelworks.audit.tlog.hashes import leaf_hash, node_hash
 from modelworks.audit.tlog.note import SignedCheckpoint, VerificationError
 from modelworks.audit.tlog.tiles import TILE_HEIGHT, TILE_WIDTH, Tile, tile_width
 
@@ -95,6 +95,8 @@ class Hashes:
 
     def __init__(self, tiles: Mapping[Tile, Sequence[bytes]]) -> None:
         self._rows: dict[tuple[int, int], Sequence[bytes]] = {}
+        # Proofs of neighbours share most of their subtrees.
+        self._known: dict[tuple[int, int], bytes] = {}
         for tile, row in tiles.items():
             known = self._rows.get((tile.level, tile.number), ())
             if len(row) >= len(known):
@@ -113,13 +115,19 @@ class Hashes:
         return root
 
     def _perfect(self, level: int, index: int) -> bytes:
-        tile_level = level // TILE_HEIGHT
-        width = 1 << (level - tile_level * TILE_HEIGHT)
-        number, at = divmod(index * width, TILE_WIDTH)
-        row = self._rows[tile_level, number][at : at + width]
-        if len(row) != width:
-            raise KeyError(f"tile {tile_level}/{number} is too short for the subtree at level {level}, index {index}")
-        return perfect_root(row)
+        known = self._known.get((level, index))
+        if known is None:
+            tile_level, height = divmod(level, TILE_HEIGHT)
+            if height:
+                known = node_hash(self._perfect(level - 1, 2 * index), self._perfect(level - 1, 2 * index + 1))
+            else:
+                number, at = divmod(index, TILE_WIDTH)
+                row = self._rows[tile_level, number]
+                if at >= len(row):
+                    raise KeyError(f"tile {tile_level}/{number} has {len(row)} hashes, not one at {at}")
+                known = row[at]
+            self._known[level, index] = known
+        return known
 
 
 def verify_inclusion(entry: bytes, index: int, hashes: Sequence[bytes], checkpoint: SignedCheckpoint) -> None:

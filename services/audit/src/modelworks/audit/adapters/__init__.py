@@ -1,0 +1,1 @@
+"""Audit's ports over the suite's stores."""
