@@ -116,7 +116,9 @@ class Heard:
         self.envelopes += [envelope_of(delivery.message) for delivery in deliveries]
 
     def of(self, kind: type[Event]) -> list[Any]:
-        return [envelope for envelope in self.envelopes if isinstance(envelope.event, kind)]
+        """Each event once: it may be published twice, under the same id."""
+        once = {envelope.id: envelope for envelope in self.envelopes if isinstance(envelope.event, kind)}
+        return list(once.values())
 
 
 def make_settings(**changes: Any) -> AuthSettings:

@@ -67,16 +67,17 @@ async def test_replicas_share_one_ring_also_when_they_start_at_once(
     contexts = [start() for _ in range(4)]
     replicas: Sequence[Auth] = await asyncio.gather(*(context.__aenter__() for context in contexts))
 
-    rings = [await kids(replica) for replica in replicas]
-
-    assert all(ring == rings[0] for ring in rings)
-    for replica in replicas:
-        assert (await replicas[0].platform.verifier.verify(await replica.token())).id == "admin"
-    await eventually(lambda: len(heard.of(TokenIssued)) == 4)
-    assert len(heard.of(KeyRotated)) == 1
-    assert len(heard.of(ClientCreated)) == 1
-    for context in contexts:
-        await context.__aexit__(None, None, None)
+    try:
+        rings = [await kids(replica) for replica in replicas]
+        assert all(ring == rings[0] for ring in rings)
+        for replica in replicas:
+            assert (await replicas[0].platform.verifier.verify(await replica.token())).id == "admin"
+        await eventually(lambda: len(heard.of(TokenIssued)) == 4)
+        assert len(heard.of(KeyRotated)) == 1
+        assert len(heard.of(ClientCreated)) == 1
+    finally:
+        for context in contexts:
+            await context.__aexit__(None, None, None)
 
 
 async def test_rotation_by_two_replicas_at_once_rotates_once(

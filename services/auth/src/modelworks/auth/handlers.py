@@ -15,7 +15,7 @@ from functools import partial
 from modelworks.auth.domain import CLIENT_ID, Client, Grants, NewClient, SecretHash, create, delete
 from modelworks.auth.keyring import KeyRing, Schedule, SigningKey, begin, due, rotate, tidy
 from modelworks.auth.metrics import TokenMetrics
-from modelworks.auth.ports import Attempts, ClientPage, Clients, Issued, Journal, KeyRings, TokenEngine
+from modelworks.auth.ports import Attempts, ClientPage, Clients, Issued, Journal, KeyRings, StoredClient, TokenEngine
 from modelworks.auth.token_request import OAuthRefusal, RawRequest, TokenRequest, parse
 from modelworks.events import TokenIssued, TokenRefused
 from modelworks.kit.clock import Clock
@@ -49,22 +49,22 @@ class ManageClients:
         asked = NewClient(client_id or f"client-{secrets.token_hex(8)}", roles, scopes, name)
         secret = _SECRET_PREFIX + secrets.token_urlsafe(32)
         try:
-            return await self._store(asked, secret, actor=actor, replace=False), secret
+            return await self._store(asked, secret, await self._find(asked.id), actor=actor), secret
         except VersionConflict:
             # Somebody made the same client at this moment: the second look says so.
-            return await self._store(asked, secret, actor=actor, replace=False), secret
+            return await self._store(asked, secret, await self._find(asked.id), actor=actor), secret
 
     async def ensure(self, asked: NewClient, secret: str) -> None:
         """Make the client, or bring it to this secret, these roles and scopes. For what the settings name."""
         for _ in range(_SAVE_ATTEMPTS):
-            stored = await self._clients.get(asked.id)
+            stored = await self._find(asked.id)
             client = stored.client if stored else None
             if client and client.deleted_at is None and client.secret.matches(secret):
                 scopes = None if asked.scopes is None else tuple(sorted(set(asked.scopes)))
                 if (client.roles, client.scopes) == (tuple(sorted(set(asked.roles))), scopes):
                     return
             try:
-                await self._store(asked, secret, actor="system", replace=True)
+                await self._store(asked, secret, stored, actor="system", replace=True)
             except VersionConflict:
                 continue  # another replica starts too: look at what it wrote
             log.info("client.ensured", client=asked.id, roles=list(asked.roles))
@@ -77,7 +77,7 @@ class ManageClients:
         Raises:
             NotFound: there is none, or it was deleted.
         """
-        stored = await self._clients.get(client_id) if CLIENT_ID.match(client_id) else None
+        stored = await self._find(client_id)
         if stored is None or stored.client.deleted_at is not None:
             raise NotFound(f"there is no client {client_id[:80]!r}")
         return stored.client
@@ -94,7 +94,7 @@ class ManageClients:
             VersionConflict: it is being changed by others all the time.
         """
         for attempt in range(_SAVE_ATTEMPTS):
-            stored = await self._clients.get(client_id) if CLIENT_ID.match(client_id) else None
+            stored = await self._find(client_id)
             if stored is None:
                 raise NotFound(f"there is no client {client_id[:80]!r}")
             stone, events = delete(stored.client, now=self._clock())
@@ -108,8 +108,12 @@ class ManageClients:
                 continue
             return
 
-    async def _store(self, asked: NewClient, secret: str, *, actor: str, replace: bool) -> Client:
-        stored = await self._clients.get(asked.id) if CLIENT_ID.match(asked.id) else None
+    async def _find(self, client_id: str) -> StoredClient | None:
+        return await self._clients.get(client_id) if CLIENT_ID.match(client_id) else None
+
+    async def _store(
+        self, asked: NewClient, secret: str, stored: StoredClient | None, *, actor: str, replace: bool = False
+    ) -> Client:
         previous = stored.client if stored and not replace else None
         client, events = create(
             asked, grants=self.grants, secret=SecretHash.of(secret, salt=secrets.token_bytes(16)), previous=previous,
