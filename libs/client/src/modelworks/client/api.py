@@ -10,14 +10,15 @@ import asyncio
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from modelworks.client.bulk import Progress, receive_file, send_file
 from modelworks.client.credentials import TokenSource
-from modelworks.client.transport import Transport
+from modelworks.client.transport import Transport, error_of
 from modelworks.client.values import Commit, Ref, Revision, SearchPage, TreeEntry
 from modelworks.kit.errors import InvalidInput, NotFound, TooLarge, Unavailable
 
@@ -28,9 +29,6 @@ class _Omit:
 
 OMIT: Final = _Omit()
 """For `expected`: do not compare; None means that the ref must not exist."""
-
-Progress = Callable[[int], None]
-"""Told the number of bytes that were just moved."""
 
 _CHUNK_BYTES = 1024 * 1024
 
@@ -88,11 +86,18 @@ class AsyncModelworks:
                 return sha256
         except NotFound:
             pass
-        content = data if isinstance(data, bytes) else _chunks(data, progress)
-        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-        await self.http.json("PUT", path, content=content, headers=headers)
         if isinstance(data, bytes):
+            await self.http.json("PUT", path, content=data, headers={"Content-Type": "application/octet-stream"})
             progress(size)
+            return sha256
+        answer = await self.http.bulk(
+            lambda url, headers, stop: send_file(
+                url, data, headers, progress=progress, stop=stop, timeout_seconds=self.http.timeout_seconds
+            ),
+            path,
+        )
+        if not answer.is_success:
+            raise error_of(answer)
         return sha256
 
     async def commit(
@@ -167,19 +172,26 @@ class AsyncModelworks:
             Unavailable: the transfer broke off, or the bytes do not have their digest.
         """
         descriptor, temporary = tempfile.mkstemp(dir=into.parent, prefix=f".{into.name}.")
-        hasher = hashlib.sha256()
+        os.close(descriptor)
+        target = f"{_file(repository, path)}?ref={quote(ref, safe='')}"
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                async with self.http.stream("GET", _file(repository, path), params={"ref": ref}) as answer:
-                    expected = sha256 or answer.headers.get("etag", "").strip('"')
-                    async for chunk in answer.aiter_raw(_CHUNK_BYTES):
-                        await asyncio.to_thread(_absorb, hasher, file, chunk)
-                        progress(len(chunk))
-                file.flush()
-                os.fsync(file.fileno())
-            if hasher.hexdigest() != expected:
+            answer, actual = await self.http.bulk(
+                lambda url, headers, stop: receive_file(
+                    url,
+                    Path(temporary),
+                    headers,
+                    progress=progress,
+                    stop=stop,
+                    timeout_seconds=self.http.timeout_seconds,
+                ),
+                target,
+            )
+            if not answer.is_success:
+                raise error_of(answer)
+            expected = sha256 or answer.headers.get("etag", "").strip('"')
+            if actual != expected:
                 raise Unavailable(
-                    f"{repository}@{ref}:{path} arrived with sha256 {hasher.hexdigest()}, not {expected}: "
+                    f"{repository}@{ref}:{path} arrived with sha256 {actual}, not {expected}: "
                     "it was damaged on the way or in the store"
                 )
             os.replace(temporary, into)
@@ -368,15 +380,3 @@ def _digest(data: Path | bytes) -> str:
         return hashlib.sha256(data).hexdigest()
     with data.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _absorb(hasher: Any, file: Any, chunk: bytes) -> None:
-    hasher.update(chunk)
-    file.write(chunk)
-
-
-async def _chunks(path: Path, progress: Progress) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
-            yield chunk
-            progress(len(chunk))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 from modelworks.client.credentials import ClientCredentials, TokenSource
@@ -22,12 +24,16 @@ _BY_CODE: dict[str, type[ModelworksError]] = {
 _BY_STATUS: dict[int, type[ModelworksError]] = {error.status: error for error in _BY_CODE.values()}
 
 
+T = TypeVar("T")
+
+
 class Transport:
     """One connection pool to one suite."""
 
     def __init__(self, url: str, token: TokenSource, *, timeout_seconds: float = 60) -> None:
         self.url = url.rstrip("/")
         self._token = token
+        self.timeout_seconds = timeout_seconds
         self._http = httpx.AsyncClient(
             base_url=self.url,
             timeout=httpx.Timeout(timeout_seconds, connect=5),
@@ -71,6 +77,18 @@ class Transport:
                     return
             except httpx.HTTPError as error:
                 raise Unavailable(f"{method} {self.url}{path}: no answer ({type(error).__name__}: {error})") from error
+
+    async def bulk(self, move: Callable[[str, Mapping[str, str], threading.Event], T], path: str) -> T:
+        """Run a transfer of `modelworks.client.bulk` in a thread; a cancelled caller stops it."""
+        headers = {**inject(), "Authorization": f"Bearer {await self._token()}"}
+        stop = threading.Event()
+        moving = asyncio.ensure_future(asyncio.to_thread(move, self.url + path, headers, stop))
+        try:
+            return await asyncio.shield(moving)
+        except asyncio.CancelledError:
+            stop.set()
+            await asyncio.gather(moving, return_exceptions=True)
+            raise
 
     def _renew(self) -> bool:
         if isinstance(self._token, ClientCredentials):
