@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,8 +95,9 @@ def compose(stores: Stores, platform: Platform, registry: Any, settings: Optimiz
     """`async with compose(workshop=..., **settings) as service:` the service, running."""
 
     @asynccontextmanager
-    async def composed(*, workshop: Any = None, **changed: Any) -> AsyncIterator[Service]:
-        service = build(stores, settings.model_copy(update=changed), platform, models=registry, workshop=workshop)
+    async def composed(*, workshop: Any = None, telemetry: Any = None, **changed: Any) -> AsyncIterator[Service]:
+        ground = platform if telemetry is None else replace(platform, telemetry=telemetry)
+        service = build(stores, settings.model_copy(update=changed), ground, models=registry, workshop=workshop)
         async with service.run():
             yield service
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelworks.optimizer.passes import WorkError, first_line
+from modelworks.optimizer.passes import WorkError, refusal
 
 if TYPE_CHECKING:
     import onnx
@@ -22,10 +22,10 @@ def require_onnx(path: Path) -> None:
     try:
         external_files(path)
         onnx.checker.check_model(str(path))
-    except (MemoryError, WorkError):
+    except WorkError:
         raise
     except Exception as error:  # protobuf, the checker and the file system each raise their own
-        raise WorkError("not-onnx", f"{path.name} is not a valid ONNX model: {first_line(error)}") from error
+        raise refusal("not-onnx", f"{path.name} is not a valid ONNX model", error) from error
 
 
 def model_bytes(path: Path) -> int:

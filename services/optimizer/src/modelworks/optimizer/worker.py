@@ -20,7 +20,7 @@ from typing import TextIO
 
 from modelworks.optimizer.measurement import Measurement
 from modelworks.optimizer.order import Answer, Finished, Order, Progressed, Refused
-from modelworks.optimizer.passes import WorkError
+from modelworks.optimizer.passes import WorkError, is_out_of_memory
 
 _PROGRESS_SECONDS_MIN = 0.2
 
@@ -31,13 +31,10 @@ def work(order: Order, answer: TextIO) -> None:
         tell(answer, Finished(measurement=_measure(order, answer)))
     except WorkError as error:
         tell(answer, Refused(code=error.code, message=error.message))
-    except MemoryError:
-        tell(answer, out_of_memory(order.memory_bytes_max))
     except Exception as error:
-        if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
-            tell(answer, out_of_memory(order.memory_bytes_max))
-            return
-        raise
+        if not isinstance(error, MemoryError) and not is_out_of_memory(str(error)):
+            raise
+        tell(answer, out_of_memory(order.memory_bytes_max))
 
 
 def _measure(order: Order, answer: TextIO) -> Measurement:

@@ -20,7 +20,7 @@ from pathlib import Path
 from modelworks.optimizer.domain import Job
 from modelworks.optimizer.measurement import Measurement
 from modelworks.optimizer.order import ANSWER, Finished, Order, Progressed, Refused
-from modelworks.optimizer.passes import WorkError
+from modelworks.optimizer.passes import WorkError, is_out_of_memory
 from modelworks.optimizer.ports import Tick
 from pydantic import ValidationError
 
@@ -93,7 +93,7 @@ class SubprocessWorkshop:
             left = await noise
         if isinstance(answer, Finished):
             return answer.measurement
-        if over:
+        if over or (answer is None and is_out_of_memory(left.decode("utf-8", "replace"))):
             raise _over_memory(order)
         if answer is not None:
             raise WorkError(answer.code, answer.message)

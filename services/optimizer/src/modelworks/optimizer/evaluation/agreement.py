@@ -105,7 +105,8 @@ def _joined(parts: Sequence[Any], samples: int, *, whole: bool) -> list[Array] |
         elif array.ndim == 0:
             return None
         else:
-            rows.extend(array)
+            # A row of texts is a plain str otherwise.
+            rows.extend(np.asarray(row, dtype=array.dtype) for row in array)
     return rows if len(rows) == samples else None
 
 

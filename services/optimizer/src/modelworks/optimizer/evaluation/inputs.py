@@ -86,7 +86,9 @@ def find_inputs(
     return InputSet(sample_arrays, whole=not model.batchable, about=about), tuple(notes)
 
 
-def from_npz(model: Session, path: Path, *, samples_max: int, shown: str) -> InputSet:
+def from_npz(
+    model: Session, path: Path, *, samples_max: int, shown: str, unpacked_bytes_max: int = _UNPACKED_BYTES_MAX
+) -> InputSet:
     """Arrays of an `.npz` file, one for each input by name, samples along the first axis.
 
     Raises:
@@ -96,8 +98,8 @@ def from_npz(model: Session, path: Path, *, samples_max: int, shown: str) -> Inp
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > _UNPACKED_BYTES_MAX:
-            raise Unusable(f"it unpacks to {unpacked} bytes, at most {_UNPACKED_BYTES_MAX} allowed")
+        if unpacked > unpacked_bytes_max:
+            raise Unusable(f"it unpacks to {unpacked} bytes, at most {unpacked_bytes_max} allowed")
         with np.load(path, allow_pickle=False) as bundle:
             missing = [spec.name for spec in model.inputs if spec.name not in bundle.files]
             if missing:
@@ -136,9 +138,7 @@ def tokens(content: bytes, rule: FileBytes) -> list[int]:
     block = max(rule.block_bytes, rule.first, rule.last)
     head, tail = content[:block], content[-block:]
     if rule.strip:
-        # A file that fits a block is one block, and is stripped on both sides.
-        head = head.strip() if len(content) <= block else head.lstrip()
-        tail = tail.strip() if len(content) <= block else tail.rstrip()
+        head, tail = head.lstrip(), tail.rstrip()
     first, last = list(head[: rule.first]), list(tail[-rule.last :]) if rule.last else []
     return first + [rule.padding] * (rule.first - len(first)) + [rule.padding] * (rule.last - len(last)) + last
 

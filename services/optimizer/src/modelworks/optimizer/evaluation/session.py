@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from modelworks.optimizer.passes import WorkError, first_line
+from modelworks.optimizer.passes import WorkError, refusal
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -55,10 +55,8 @@ class Session:
             options.profile_file_prefix = str(profile_prefix)
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except MemoryError:
-            raise
         except Exception as error:  # the runtime raises its own pybind classes, without a common base
-            raise WorkError("not-runnable", f"{path.name} cannot be loaded: {first_line(error)}") from error
+            raise refusal("not-runnable", f"{path.name} cannot be loaded", error) from error
         self.path = path
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(node.name for node in self._session.get_outputs())
@@ -71,10 +69,8 @@ class Session:
         """
         try:
             return list(self._session.run(None, dict(feed)))
-        except MemoryError:
-            raise
         except Exception as error:
-            raise WorkError("not-runnable", f"{self.path.name} fails when run: {first_line(error)}") from error
+            raise refusal("not-runnable", f"{self.path.name} fails when run", error) from error
 
     def end_profiling(self) -> Path:
         """Stop profiling; the file with the events."""

@@ -58,7 +58,21 @@ class WorkError(Exception):
         self.message = message
 
 
-def first_line(error: Exception) -> str:
-    """The first line of a library's error, short enough for a message."""
+# How the libraries say that they got no memory: Python, protobuf, C++, ONNX Runtime's arena, OpenBLAS.
+_NO_MEMORY = (
+    "MemoryError", "Arena alloc failed", "Failed to serialize proto", "bad_alloc", "Failed to allocate memory",
+    "Cannot allocate memory", "Memory allocation still failed",
+)  # fmt: skip
+
+
+def is_out_of_memory(text: str) -> bool:
+    """Whether a library's last words mean that it got no memory."""
+    return any(sign in text for sign in _NO_MEMORY)
+
+
+def refusal(code: str, what: str, error: Exception) -> WorkError | MemoryError:
+    """A library's error as ours: `what: its first line`; a want of memory is not mistaken for a fault of the model."""
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:500]
+    if isinstance(error, MemoryError) or is_out_of_memory(text):
+        return MemoryError(text)
+    return WorkError(code, f"{what}: {text.splitlines()[0][:500]}")

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from modelworks.optimizer.measurement import Machine
 from modelworks.optimizer.onnx_file import load_graph, model_bytes
-from modelworks.optimizer.passes import Candidate, WorkError, first_line
+from modelworks.optimizer.passes import Candidate, WorkError, refusal
 from pydantic import BaseModel, ConfigDict, Field
 
 # Protocol buffers hold at most 2 GiB; above this the weights go to a file beside the model.
@@ -90,10 +90,8 @@ def _quantize(
             nodes_to_exclude=list(options.leave_nodes),
             use_external_data_format=model_bytes(source) > _ONE_FILE_BYTES_MAX,
         )
-    except MemoryError:
-        raise
     except Exception as error:  # the quantizer raises whatever its inner libraries raise
-        raise WorkError("pass-failed", f"the int8 quantizer refused {source.name}: {first_line(error)}") from error
+        raise refusal("pass-failed", f"the int8 quantizer refused {source.name}", error) from error
     facts: dict[str, str | int | float | bool] = {
         "weight_type": weight_type,
         "per_channel": options.per_channel,
