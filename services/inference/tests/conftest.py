@@ -231,3 +231,19 @@ def serve(
             await task
 
     return start
+
+
+@pytest.fixture
+def deploy(registry: FakeRegistry) -> Callable[..., Any]:
+    """`await deploy(running, name, model_bytes)`: commits it, serves it and waits; returns the revision."""
+
+    async def do(running: Running, model: str, data: bytes, *, card: str = "", **body: Any) -> str:
+        files = {"model.onnx": data, **({"README.md": card.encode()} if card else {})}
+        revision = registry.commit(model, files)
+        answer = await running.http.post("/api/v1/deployments", json={"model": model, **body})
+        assert answer.status_code == 202, answer.text
+        answer = await running.http.get(f"/api/v1/deployments/{model}", headers={"Prefer": "wait=20"})
+        assert answer.json()["status"] == "ready", answer.text
+        return revision
+
+    return do

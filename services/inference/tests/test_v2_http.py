@@ -11,20 +11,11 @@ import pytest
 http = pytest.importorskip("tritonclient.http")
 
 
-async def deployed(running: Any, registry: Any, model: str, data: bytes, **body: Any) -> str:
-    revision = registry.commit(model, {"model.onnx": data})
-    answer = await running.http.post("/api/v1/deployments", json={"model": model, **body})
-    assert answer.status_code == 202, answer.text
-    answer = await running.http.get(f"/api/v1/deployments/{model}", headers={"Prefer": "wait=20"})
-    assert answer.json()["status"] == "ready", answer.text
-    return revision
-
-
 async def test_tritonclient_predicts_with_binary_tensors(
-    serve: Any, registry: Any, issuer: Any, onnx_models: Any
+    serve: Any, deploy: Any, issuer: Any, onnx_models: Any
 ) -> None:
     async with serve() as running:
-        revision = await deployed(running, registry, "acme/affine", onnx_models.affine())
+        revision = await deploy(running, "acme/affine", onnx_models.affine())
 
         def call() -> Any:
             with http.InferenceServerClient(f"{running.address}/oip") as client:

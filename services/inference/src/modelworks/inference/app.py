@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 
 from modelworks.client import AsyncModelworks, ClientCredentials
 from modelworks.inference.adapters.cache import FolderCache
+from modelworks.inference.adapters.cancellations import KeyValueCancellations
 from modelworks.inference.adapters.completions import BufferedCompletions
-from modelworks.inference.adapters.documents import SOURCE, DocumentDeployments
+from modelworks.inference.adapters.documents import SOURCE, DocumentDeployments, DocumentJobs
+from modelworks.inference.adapters.payloads import ObjectPayloads
 from modelworks.inference.adapters.presence import KeyValuePresence
 from modelworks.inference.adapters.registry import RegistrySource
-from modelworks.inference.api import deployments_router
+from modelworks.inference.api import deployments_router, jobs_router
 from modelworks.inference.changes import Changes
+from modelworks.inference.domain import LANES, Lane
 from modelworks.inference.engine.models import Models
 from modelworks.inference.engine.scheduler import Bounds, Scheduler
 from modelworks.inference.engine.session_onnx import onnx_loader
 from modelworks.inference.engine.v2 import Limits
 from modelworks.inference.handlers import Deploying
+from modelworks.inference.metrics import QueueMetrics, SchedulerMetrics, inference_metrics
 from modelworks.inference.online import Online
 from modelworks.inference.ports import ModelSource
 from modelworks.inference.protocols import v2
+from modelworks.inference.queueing import Queueing
+from modelworks.inference.references import InputReferences
+from modelworks.inference.retention import Retention
+from modelworks.inference.runner import Runner, RunnerLimits
 from modelworks.inference.settings import InferenceSettings
-from modelworks.inference.stream import follow_refs, watch_deployments
+from modelworks.inference.stream import accept_events, do_jobs, follow_refs, lane_group, watch_deployments
 from modelworks.inference.worker import Worker, WorkerLimits
 from modelworks.kit.http import create_app
 from modelworks.kit.platform import Platform
@@ -65,13 +73,41 @@ class Composition:
             slots=settings.slot_count(), waiting_max=settings.waiting_max,
             waiting_bytes_max=settings.waiting_bytes_max,
         )  # fmt: skip
-        self.scheduler = Scheduler(bounds, tracer=self.tracer)
+        metrics = inference_metrics(platform.telemetry.metrics)
+        observed = SchedulerMetrics(metrics)
+        self.scheduler = Scheduler(bounds, tracer=self.tracer, observer=observed)
+        self.queue_metrics = QueueMetrics(
+            metrics, observed, bus=stores.bus, groups={lane: lane_group(lane) for lane in LANES},
+            scheduler=self.scheduler, models=self.models, clock=platform.clock, every_seconds=settings.metrics_seconds,
+        )  # fmt: skip
         self.worker = self._worker()
         self.deploying = Deploying(
             source=self.source, deployments=self.deployments, presence=self.presence, worker=self.name,
             clock=platform.clock,
         )  # fmt: skip
         self.online = Online(self.scheduler, self.completions, rows_max=settings.request_rows_max)
+
+        self.jobs = DocumentJobs(stores.documents, stores.bus, platform.clock)
+        self.payloads = ObjectPayloads(stores.objects, bytes_max=settings.body_bytes_max)
+        self.retention = Retention(
+            jobs=self.jobs, payloads=self.payloads, keep=timedelta(hours=settings.job_retention_hours),
+            clock=platform.clock,
+        )  # fmt: skip
+        cancellations = KeyValueCancellations(stores.keyvalue)
+        self.queueing = Queueing(
+            jobs=self.jobs, payloads=self.payloads, references=InputReferences(self.source, self.limits()),
+            cancellations=cancellations, changes=self.changes, limits=self.limits(), clock=platform.clock,
+            timeout_default=timedelta(seconds=settings.job_timeout_seconds),
+        )  # fmt: skip
+        self.runner = Runner(
+            self.name, jobs=self.jobs, payloads=self.payloads, models=self.models, scheduler=self.scheduler,
+            cancellations=cancellations, changes=self.changes, clock=platform.clock,
+            limits=RunnerLimits(
+                attempts_max=settings.job_attempts_max, model_wait=timedelta(seconds=settings.model_wait_seconds),
+                cancel_poll=timedelta(milliseconds=settings.cancel_poll_ms), rows_max=settings.request_rows_max,
+                codec=self.limits(),
+            ),
+        )  # fmt: skip
 
     def _worker(self) -> Worker:
         settings = self.settings
@@ -122,7 +158,11 @@ def compose(parts: Composition, *, owns_stores: bool = False) -> Service:
     )
     app = create_app(
         "inference", platform, record=Refusals(stores.bus, service="inference", clock=platform.clock), checks=checks,
-        routers=[deployments_router(parts.deploying, parts.changes, platform), v2.router(infer, repository)],
+        routers=[
+            deployments_router(parts.deploying, parts.changes, platform),
+            jobs_router(parts.queueing, parts.changes, platform, body_bytes_max=settings.body_bytes_max),
+            v2.router(infer, repository),
+        ],
         renderers=v2.RENDERERS,
         description="Deployments, predictions by the standard protocols, and a durable queue of prediction jobs.",
     )  # fmt: skip
@@ -139,18 +179,37 @@ def compose(parts: Composition, *, owns_stores: bool = False) -> Service:
 
 @asynccontextmanager
 async def _running(parts: Composition) -> AsyncIterator[None]:
-    """Everything that runs beside the requests; taken down in the reverse order."""
-    await parts.deployments.outbox.ensure()
+    """Everything that runs beside the requests; taken down in the reverse order: consumers, then what they use."""
+    bus, settings = parts.stores.bus, parts.settings
+    outboxes = (parts.deployments.outbox, parts.jobs.outbox)
+    for outbox in outboxes:
+        await outbox.ensure()
+    in_flight: Mapping[Lane, int] = {
+        "interactive": settings.in_flight_interactive,
+        "standard": settings.in_flight_standard,
+        "bulk": settings.in_flight_bulk,
+    }
+    wait = timedelta(seconds=settings.model_wait_seconds)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(parts.client.close)
         await stack.enter_async_context(parts.completions.publishing())
-        await stack.enter_async_context(parts.deployments.outbox.sweeping())
-        stack.push_async_callback(parts.scheduler.close, grace_seconds=parts.settings.drain_seconds)
+        for outbox in outboxes:
+            await stack.enter_async_context(outbox.sweeping())
+        stack.push_async_callback(parts.scheduler.close, grace_seconds=settings.drain_seconds)
         await stack.enter_async_context(parts.worker.running())
-        consumer = await parts.stores.bus.subscribe(follow_refs(parts.deploying, parts.tracer))
-        stack.push_async_callback(consumer.stop)
-        watching = asyncio.create_task(watch_deployments(parts.stores.bus, parts.worker.wake), name="watch deployments")
-        stack.push_async_callback(_cancelled, watching)
+        for subscription in (
+            follow_refs(parts.deploying, parts.tracer),
+            accept_events(parts.queueing, parts.tracer),
+            *do_jobs(parts.runner, parts.tracer, in_flight=in_flight, model_wait=wait),
+        ):
+            consumer = await bus.subscribe(subscription)
+            stack.push_async_callback(consumer.stop)
+        for task in (
+            asyncio.create_task(watch_deployments(bus, parts.worker.wake), name="watch deployments"),
+            asyncio.create_task(parts.queue_metrics.run(), name="queue metrics"),
+            asyncio.create_task(parts.retention.run(), name="job retention"),
+        ):
+            stack.push_async_callback(_cancelled, task)
         yield
 
 

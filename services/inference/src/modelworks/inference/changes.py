@@ -26,9 +26,16 @@ class Changes:
             event.set()
 
     async def until(
-        self, key: str, read: Callable[[], Awaitable[Seen]], done: Callable[[Seen], bool], *, timeout_seconds: float
+        self,
+        key: str,
+        read: Callable[[], Awaitable[Seen]],
+        done: Callable[[Seen], bool],
+        *,
+        timeout_seconds: float,
+        poll_seconds: float | None = None,
     ) -> Seen:
         """The first reading that is done, or the last one when the time is over. Errors of `read` pass through."""
+        poll = self._poll_seconds if poll_seconds is None else poll_seconds
         deadline = time.monotonic() + timeout_seconds
         event = asyncio.Event()
         self._waiting.setdefault(key, set()).add(event)
@@ -41,7 +48,7 @@ class Changes:
                 if done(value) or left <= 0 or self._count > self._waiters_max:
                     return value
                 try:
-                    await asyncio.wait_for(event.wait(), min(left, self._poll_seconds))
+                    await asyncio.wait_for(event.wait(), min(left, poll))
                 except TimeoutError:
                     continue
         finally:

@@ -27,6 +27,7 @@ from modelworks.kit.errors import Conflict, InvalidInput, ModelworksError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Lane = Literal["interactive", "standard", "bulk"]
+LANES: tuple[Lane, ...] = ("interactive", "standard", "bulk")
 JobStatus = Literal["queued", "running", "succeeded", "failed", "expired", "cancelled"]
 FINAL: frozenset[str] = frozenset({"succeeded", "failed", "expired", "cancelled"})
 UnloadReason = Literal["removed", "replaced", "requested", "memory"]
@@ -233,7 +234,7 @@ class Payload(Value):
     key: str
     sha256: str
     size_bytes: int
-    header_bytes: int | None
+    header_bytes: int | None = None
     """Length of its JSON header; None when all of it is JSON."""
 
 
@@ -252,6 +253,8 @@ class Job(Value):
     status: JobStatus = "queued"
     inputs: Payload | None
     """None when the request could not be read."""
+    binary: bool = False
+    """Outputs are stored as raw bytes where the request does not say: the form in which it came."""
     output: Payload | None = None
     deadline: datetime | None = None
     created_at: datetime
@@ -276,11 +279,12 @@ class Job(Value):
         return f"/api/v1/jobs/{self.id}/result"
 
 
-_QUEUED: Mapping[str, type[PredictionQueued]] = {
+QUEUES: Mapping[Lane, type[PredictionQueued]] = {
     "interactive": PredictionQueuedInteractive,
     "standard": PredictionQueuedStandard,
     "bulk": PredictionQueuedBulk,
 }
+"""The topic of each lane, as its event."""
 
 
 def job_id(*parts: str) -> str:
@@ -291,7 +295,7 @@ def job_id(*parts: str) -> str:
 def enqueue(job: Job) -> Change[Job]:
     """A new job in its lane."""
     assert job.inputs is not None
-    event = _QUEUED[job.lane](
+    event = QUEUES[job.lane](
         job=job.id, model=job.model, ref=job.ref, principal=job.owner, deadline=job.deadline,
         inputs=BlobRef(
             uri=f"/api/v1/jobs/{job.id}/inputs", sha256=job.inputs.sha256, size_bytes=job.inputs.size_bytes
@@ -380,6 +384,7 @@ def failure(error: ModelworksError) -> Failure:
 # --- the model's card -------------------------------------------------------------------------------------
 
 CARD = "README.md"
+"""Holds `modelworks: {model, max_batch, max_delay_ms}` in its front matter."""
 
 
 def choose_artifact(files: Mapping[str, tuple[str, int]], card: Mapping[str, str]) -> Artifact:
@@ -415,37 +420,3 @@ def choose_batching(card: Mapping[str, str]) -> Batching:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         raise InvalidInput(f"the card's 'modelworks: {first['loc'][0]}' is wrong: {first['msg']}") from error
-
-
-def read_card(text: str) -> Mapping[str, str]:
-    """The scalars below `modelworks:` in a card's front matter (YAML between two `---` lines); empty without them.
-
-    Only what is needed of YAML: a block or a flow mapping of plain or quoted scalars.
-    """
-    lines = text.splitlines()
-    if not lines or lines[0].strip() != "---":
-        return {}
-    try:
-        end = next(number for number, line in enumerate(lines[1:], 1) if line.strip() == "---")
-    except StopIteration:
-        return {}
-    values: dict[str, str] = {}
-    inside = False
-    for line in lines[1:end]:
-        if line[:1] not in (" ", "\t", "#", ""):
-            name, _, rest = line.partition(":")
-            inside = name.strip() == "modelworks"
-            flow = rest.split(" #")[0].strip()
-            if inside and flow.startswith("{") and flow.endswith("}"):
-                for part in flow[1:-1].split(","):
-                    _scalar(values, part)
-        elif inside:
-            _scalar(values, line.split(" #")[0])
-    return values
-
-
-def _scalar(values: dict[str, str], text: str) -> None:
-    name, colon, value = text.partition(":")
-    value = value.strip().strip("'\"")
-    if colon and value and not name.strip().startswith("#"):
-        values[name.strip().strip("'\"")] = value

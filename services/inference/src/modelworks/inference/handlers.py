@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 
 from modelworks.events import RefMoved
+from modelworks.inference.card import read_card
 from modelworks.inference.domain import (
     CARD,
     Change,
@@ -17,7 +18,6 @@ from modelworks.inference.domain import (
     choose_batching,
     failure,
     follow,
-    read_card,
     remove_deployment,
     request_deployment,
 )
@@ -124,8 +124,7 @@ class Deploying:
         found = await self._source.resolve(model, ref)
         card = {}
         if CARD in found.files:
-            text = await self._source.read(model, found.revision, CARD, bytes_max=_CARD_BYTES_MAX)
-            card = dict(read_card(text.decode("utf-8", "replace")))
+            card = dict(read_card(await self._source.read(model, found.revision, CARD, bytes_max=_CARD_BYTES_MAX)))
         return Source(ref, found.revision, choose_artifact(found.files, card), choose_batching(card))
 
     async def _change(

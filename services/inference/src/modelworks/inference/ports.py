@@ -138,8 +138,8 @@ class Jobs(Protocol):
     async def ended_before(self, moment: datetime, *, limit: int) -> Sequence[Versioned[Job]]:
         """Jobs that ended before, oldest first."""
 
-    async def delete(self, job: Versioned[Job]) -> None:
-        """Forget a job. Nothing happens when it was changed since."""
+    async def delete(self, job: Versioned[Job]) -> bool:
+        """Forget a job; False, and nothing happens, when it was changed since or its events are still to be told."""
 
 
 class Payloads(Protocol):
@@ -147,6 +147,9 @@ class Payloads(Protocol):
 
     async def put(self, job: str, name: str, body: bytes, header_bytes: int | None) -> Payload:
         """Store a body. The same name again replaces it."""
+
+    async def describe(self, job: str, name: str, body: bytes, header_bytes: int | None) -> Payload:
+        """What `put` would give, without storing anything."""
 
     async def read(self, payload: Payload) -> bytes:
         """The body, verified.
@@ -158,6 +161,16 @@ class Payloads(Protocol):
 
     async def delete(self, payload: Payload) -> None:
         """Remove it; nothing happens when it is gone."""
+
+
+class Cancellations(Protocol):
+    """Tells the worker that runs a job that it was cancelled. A hint: what counts is the job's state."""
+
+    async def announce(self, job: str) -> None:
+        """The job was cancelled."""
+
+    async def announced(self, job: str) -> bool:
+        """Whether it was."""
 
 
 class Presence(Protocol):

@@ -53,12 +53,13 @@ class InferenceSettings(Settings):
     in_flight_interactive: int = Field(32, ge=1, le=1024, description="Jobs of lane interactive taken up at once.")
     in_flight_standard: int = Field(16, ge=1, le=1024, description="Jobs of lane standard taken up at once.")
     in_flight_bulk: int = Field(8, ge=1, le=1024, description="Jobs of lane bulk taken up at once.")
-    job_attempts_max: int = Field(3, ge=1, le=20, description="Starts of a job before it counts as killing its worker.")
+    job_attempts_max: int = Field(5, ge=1, le=20, description="Starts of a job before it counts as killing its worker.")
     job_timeout_seconds: int = Field(86_400, ge=1, description="Deadline of a job that names none.")
     model_wait_seconds: int = Field(30, ge=0, le=300, description="How long a job waits for its model to be deployed.")
     cancel_poll_ms: int = Field(
         100, ge=10, le=5000, description="Pause between looks for a running job's cancellation."
     )
+    metrics_seconds: float = Field(2, ge=0.1, le=60, description="Pause between looks at the queues' lag for metrics.")
     job_retention_hours: float = Field(72, gt=0, description="Ended jobs and their tensors are deleted after this.")
 
     reconcile_seconds: float = Field(

@@ -100,7 +100,6 @@ class Worker:
         self._loading = asyncio.Lock()
         self._failures: dict[str, _Failure] = {}
         self._evicted: set[str] = set()
-        self._swept = False
         models.on_miss = self._wanted
 
     @asynccontextmanager
@@ -136,7 +135,7 @@ class Worker:
         Raises:
             Unavailable: the deployments were not read yet.
         """
-        if not self._swept:
+        if not self._models.complete:
             raise Unavailable("the deployments were not read yet")
 
     # --- the loops ----------------------------------------------------------------------------------------
@@ -189,7 +188,7 @@ class Worker:
                 self._dirty.add(name)
                 if self._models.peek(name) is None:
                     self._models.expect(name, "it is being loaded")
-        self._swept = True
+        self._models.complete = True
 
     def _settled(self, deployment: Deployment) -> bool:
         """Memory and document agree."""

@@ -11,7 +11,7 @@ from modelworks.kit.clock import Clock
 from modelworks.kit.errors import VersionConflict
 from modelworks.stores.bus.port import Bus
 from modelworks.stores.documents.port import Documents, Field, FieldType, Filter, Query, Schema, Sort
-from modelworks.stores.outbox import Outbox, Stored, stored
+from modelworks.stores.outbox import PENDING, Outbox, Stored, stored
 
 DEPLOYMENTS = Schema(
     "inference-deployments",
@@ -107,15 +107,16 @@ class DocumentJobs:
         page = await self._documents.search(JOBS.collection, query)
         return [_job(stored(hit.document)) for hit in page.hits]
 
-    async def delete(self, job: Versioned[Job]) -> None:
+    async def delete(self, job: Versioned[Job]) -> bool:
         """See Jobs."""
-        if job.version is None:
-            return
+        document = await self._documents.get(JOBS.collection, job.state.id)
+        if document is None or document.version != job.version or PENDING in document.body:
+            return False
         try:
-            await self._documents.delete(JOBS.collection, job.state.id, expected=job.version)
+            await self._documents.delete(JOBS.collection, job.state.id, expected=document.version)
         except VersionConflict:
-            # Deleted by another member, or its events are still being told: the next round sees to it.
-            return
+            return False
+        return True
 
 
 def _deployment(found: Stored) -> Deployment:

@@ -22,10 +22,16 @@ class ObjectPayloads:
 
     async def put(self, job: str, name: str, body: bytes, header_bytes: int | None) -> Payload:
         """See Payloads."""
-        key = f"inference/jobs/{job}/{name}"
+        payload = await self.describe(job, name, body, header_bytes)
+        await self._objects.put(payload.key, body, sha256=payload.sha256, size_bytes=payload.size_bytes)
+        return payload
+
+    async def describe(self, job: str, name: str, body: bytes, header_bytes: int | None) -> Payload:
+        """See Payloads."""
         digest = await _digest(body)
-        await self._objects.put(key, body, sha256=digest, size_bytes=len(body))
-        return Payload(key=key, sha256=digest, size_bytes=len(body), header_bytes=header_bytes)
+        return Payload(
+            key=f"inference/jobs/{job}/{name}", sha256=digest, size_bytes=len(body), header_bytes=header_bytes
+        )
 
     async def read(self, payload: Payload) -> bytes:
         """See Payloads."""

@@ -139,6 +139,8 @@ class Models:
     def __init__(self) -> None:
         self._serving: dict[str, LoadedModel] = {}
         self._missing: dict[str, str] = {}
+        self.complete = False
+        """The deployments were read once: a name that is not here is not deployed."""
         self.on_miss: Callable[[str], None] = _nobody
         """Told when a caller asks for a deployed model that is not loaded."""
 
@@ -156,6 +158,8 @@ class Models:
         model = self._serving.get(name)
         if model is None:
             why = self._missing.get(name)
+            if why is None and not self.complete:
+                raise ModelNotReady(f"model {name!r} is not ready: this worker has just started")
             if why is None:
                 raise ModelUnknown(f"model {name!r} is not deployed: POST /api/v1/deployments first")
             self.on_miss(name)

@@ -57,6 +57,8 @@ class Waiting:
     """What waits in one lane."""
 
     requests: int = 0
+    queued: int = 0
+    """Of them, jobs."""
     bytes: int = 0
     work_seconds: float = 0.0
     """Expected service time of all of them."""
@@ -70,6 +72,9 @@ class Observer:
 
     def batch_ended(self, batch: Batch, ran: Ran) -> None:
         """It ended, well or not."""
+
+    def request_ended(self, mouth: str, outcome: str, seconds: float) -> None:
+        """A request left: `outcome` is `succeeded` or the error's code."""
 
 
 class Ticket:
@@ -399,6 +404,7 @@ class Scheduler:
             stats.queue.add(batch.started - member.enqueued)
             stats.success.add(now - member.enqueued)
             member.left = True
+            self._observer.request_ended(member.work.mouth, "succeeded", now - member.enqueued)
             if not member.future.done():
                 member.future.set_result(
                     Outcome(outputs, batch.rows, batch.started - member.enqueued, ran.infer_seconds)
@@ -416,6 +422,7 @@ class Scheduler:
 
     def _resolve(self, entry: Entry, error: ModelworksError) -> None:
         entry.left = True
+        self._observer.request_ended(entry.work.mouth, error.code, time.monotonic() - entry.enqueued)
         if not entry.future.done():
             entry.future.set_exception(error)
             # Whoever waited may be gone: asyncio must not complain of an error that nobody fetched.
@@ -435,6 +442,7 @@ class Scheduler:
     def _count(self, entry: Entry, sign: int) -> None:
         waiting = self.waiting[entry.work.lane]
         waiting.requests += sign
+        waiting.queued += sign if entry.work.mouth == "queued" else 0
         waiting.bytes += sign * entry.work.size_bytes
         # Rounding must not leave a rest when the lane is empty.
         waiting.work_seconds = (

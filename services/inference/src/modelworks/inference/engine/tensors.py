@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from modelworks.inference.engine.messages import Array
+from modelworks.inference.engine.messages import Array, Tensor
 from modelworks.kit.errors import InvalidInput, TooLarge
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -249,6 +249,16 @@ def to_json(array: Array, datatype: str, *, name: str) -> list[Any]:
     if datatype in ("FP32", "FP64") and not np.isfinite(array).all():
         return [_finite(value) for value in values]
     return values
+
+
+def has_json(tensor: Tensor) -> bool:
+    """Whether the tensor's values can be written as JSON."""
+    if tensor.datatype == "BYTES":
+        try:
+            to_json(tensor.array, tensor.datatype, name=tensor.name)
+        except InvalidInput:
+            return False
+    return tensor.datatype not in BINARY_ONLY
 
 
 def _finite(value: float) -> float | str:

@@ -221,6 +221,13 @@ def _inputs(entries: list[Any], raw: memoryview, limits: Limits) -> tuple[Tensor
     return tuple(inputs)
 
 
+def decode_answer(body: bytes, length: int | None, limits: Limits) -> tuple[Mapping[str, Any], tuple[Tensor, ...]]:
+    """The header and outputs of an answer that `encode` wrote."""
+    end = len(body) if length is None else length
+    header = _parse(body[:end])
+    return header, _inputs(header["outputs"], memoryview(body)[end:], limits)
+
+
 def _wishes(entries: Any, binary: bool, limits: Limits) -> tuple[OutputWish, ...]:
     if entries is None:
         return ()
@@ -248,7 +255,6 @@ def encode(
     version: str,
     id: str = "",
     binary: Mapping[str, bool],
-    parameters: Mapping[str, Any] | None = None,
 ) -> tuple[bytes, int | None]:
     """An answer's body and the length of its JSON header; None when no output is binary, so all of it is JSON.
 
@@ -261,21 +267,8 @@ def encode(
     head: dict[str, Any] = {"model_name": model, "model_version": version}
     if id:
         head["id"] = id
-    if parameters:
-        head["parameters"] = dict(parameters)
     head["outputs"], raws = _entries(outputs, binary)
     return _joined(head, raws, any_binary=any(binary.get(output.name) for output in outputs))
-
-
-def encode_request(
-    inputs: Sequence[Tensor], *, id: str = "", parameters: Mapping[str, Any] | None = None
-) -> tuple[bytes, int | None]:
-    """A request's body with all tensors binary; for inputs that arrived inside an event."""
-    head: dict[str, Any] = {"id": id} if id else {}
-    if parameters:
-        head["parameters"] = dict(parameters)
-    head["inputs"], raws = _entries(inputs, {tensor.name: True for tensor in inputs})
-    return _joined(head, raws, any_binary=True)
 
 
 def _entries(
