@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 from modelworks.kit.errors import InvalidInput
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 Environment = Literal["development", "production"]
 
@@ -37,10 +37,15 @@ def load_settings(kind: type[S]) -> S:
     Raises:
         InvalidInput: variables are missing or wrong; names each in one line, without its value.
     """
+    prefix = str(kind.model_config.get("env_prefix", ""))
     try:
         return kind()
     except ValidationError as error:
-        raise InvalidInput(explain(error, prefix=str(kind.model_config.get("env_prefix", "")))) from error
+        raise InvalidInput(explain(error, prefix=prefix)) from error
+    except SettingsError as error:
+        # A list or mapping that is no JSON; pydantic-settings names the field in its text only.
+        field = next((name for name in kind.model_fields if f'"{name}"' in str(error)), "a variable")
+        raise InvalidInput(f"{prefix}{field}".upper() + " is not valid JSON") from error
 
 
 def explain(error: ValidationError, *, prefix: str = "") -> str:
