@@ -171,22 +171,17 @@ def _secrets(data: Path) -> Secrets:
         raise InvalidInput(
             f"{path} cannot be read ({error}): restore it from a backup, or choose another --data"
         ) from error
-    made = {
-        "auth_master_key": os.environ.get("AUTH_MASTER_KEY")
-        or kept.get("auth_master_key")
-        or secrets.token_urlsafe(32),
-        "audit_signing_key": os.environ.get("AUDIT_SIGNING_KEY") or kept.get("audit_signing_key") or _signing_key(),
-        "admin_client_secret": os.environ.get("AUTH_ADMIN_CLIENT_SECRET")
-        or kept.get("admin_client_secret")
-        or secrets.token_urlsafe(32),
-    }
+    fresh = asdict(make_secrets())
+    made = {name: str(os.environ.get(_VARIABLES[name]) or kept.get(name) or fresh[name]) for name in fresh}
     if made != kept:
         _write_private(path, json.dumps(made, indent=2) + "\n")
     return Secrets(**made)
 
 
-def _signing_key() -> str:
-    return str(import_module("modelworks.audit.tlog.note").generate_key("modelworks-audit"))
+def make_secrets() -> Secrets:
+    """Fresh ones."""
+    signing_key = import_module("modelworks.audit.tlog.note").generate_key("modelworks-audit")
+    return Secrets(secrets.token_urlsafe(32), str(signing_key), secrets.token_urlsafe(32))
 
 
 def _write_admin_file(data: Path, *, url: str, secret: str) -> None:
