@@ -40,7 +40,7 @@ class History(Protocol):
     """Commits, trees and the log of each repository: immutable objects, checked against their ids when read."""
 
     async def write(self, repository: str, planted: Planted, commit: Commit, *, known: str | None) -> None:
-        """Store the trees, then the commit. Writing them again changes nothing.
+        """Store the trees and the commit, durably, before returning. Writing them again changes nothing.
 
         Args:
             known: commit id whose trees are stored already; the same directories are not written again.

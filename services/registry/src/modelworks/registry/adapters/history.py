@@ -10,6 +10,7 @@ number of their entries.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -20,6 +21,8 @@ from modelworks.registry.objects import Commit, File, ObjectType, Planted, Tree,
 from modelworks.stores import Objects
 
 T = TypeVar("T", Commit, Tree)
+
+_WRITES_AT_ONCE = 16
 
 
 class ObjectHistory:
@@ -33,11 +36,12 @@ class ObjectHistory:
 
     async def write(self, repository: str, planted: Planted, commit: Commit, *, known: str | None) -> None:
         stored = await self._tree_ids(repository, known)
-        for id, body in planted.objects.items():
-            if id not in stored:
-                await self._objects.put(_key(repository, "tree", id), body)
-        body = commit.encode()
-        await self._objects.put(_key(repository, "commit", object_id("commit", body)), body)
+        bodies = {_key(repository, "tree", id): body for id, body in planted.objects.items() if id not in stored}
+        bodies[_key(repository, "commit", commit.id)] = commit.encode()
+        # In any order: nothing refers to them until the log does.
+        items = list(bodies.items())
+        for at in range(0, len(items), _WRITES_AT_ONCE):
+            await asyncio.gather(*(self._objects.put(key, body) for key, body in items[at : at + _WRITES_AT_ONCE]))
 
     async def commit(self, repository: str, revision: str) -> Commit | None:
         return await self._read(repository, "commit", revision, Commit.decode)
