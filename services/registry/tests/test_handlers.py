@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from modelworks.registry.metrics import Metrics
 from modelworks.registry.moving import Mover
 from modelworks.registry.ports import Find
 from modelworks.registry.settings import RegistrySettings
+from modelworks.stores import Bus, Message
 from modelworks.stores.stores import Stores
 from prometheus_client import CollectorRegistry
 
@@ -243,6 +244,57 @@ async def test_a_commit_that_dies_before_its_entry_is_nowhere(process: Process, 
 
     assert await process.files() == ["a"]
     assert (await state(process)).sequence == 1
+
+
+class Away:
+    """A bus that is down until it is told to come back."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.down = True
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        if self.down:
+            raise StoreUnavailable("the bus is down")
+        await self.bus.publish(messages)
+
+
+async def test_commits_go_on_without_the_bus_until_there_is_no_room_for_their_events(
+    stores: Stores, process: Process, heard: list[Envelope], eventually: Callable[..., Any]
+) -> None:
+    """INVARIANT: no event of an answered commit is lost, however long the bus is away.
+
+    What would break it: dropping events that do not fit, or answering a commit whose events were not kept.
+    """
+    away = Away(stores.bus)
+    over = Process.start(replace(stores, bus=away))  # type: ignore[arg-type]
+    sha256 = await over.put(b"x")
+    answered: list[str] = []
+
+    def command(n: int) -> CommitCommand:
+        puts = [Put(f"{n}/{'d' * 250}/{'e' * 250}/{'f' * 250}/{k}", sha256) for k in range(250)]
+        return CommitCommand(branch="main", message=str(n), operations=puts, idempotency_key=str(n))
+
+    async def commit_on() -> None:
+        for n in range(60):
+            answered.append((await over.handlers.commit("acme/m", command(n), actor="ada")).revision)
+
+    with pytest.raises(Unavailable, match="is the bus down"):
+        await commit_on()
+
+    away.down = False
+    await over.repositories._outbox.sweep(older_than=timedelta(seconds=-1))
+    again = await over.handlers.commit("acme/m", command(len(answered)), actor="ada")
+
+    # The move of the commit that was refused had happened; sent again, it is answered with that very commit.
+    assert not again.created
+    wanted = [*answered, again.revision]
+    await eventually(lambda: len(_commits(heard)) == len(wanted))
+    assert _commits(heard) == wanted
+
+
+def _commits(heard: Sequence[Envelope]) -> list[str]:
+    return [e.event.revision for e in heard if isinstance(e.event, RevisionCommitted)]
 
 
 async def test_the_log_alone_gives_the_repository_back(process: Process) -> None:
