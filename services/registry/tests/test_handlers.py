@@ -277,7 +277,8 @@ async def test_commits_go_on_without_the_bus_until_there_is_no_room_for_their_ev
 
     async def commit_on() -> None:
         for n in range(60):
-            answered.append((await over.handlers.commit("acme/m", command(n), actor="ada")).revision)
+            committed = await over.handlers.commit("acme/m", command(n), actor="ada")
+            answered.append(committed.revision)
 
     with pytest.raises(Unavailable, match="is the bus down"):
         await commit_on()
