@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,13 +22,7 @@ from libs.stores.tests.contract_documents_search import (  # noqa: E402
     ids,
 )
 
-__all__ = ["DocumentsContract", "OpenDocuments", "collection", "ids"]
-
-
-@pytest.fixture
-def collection() -> str:
-    """A collection that no other test uses: a real server is shared."""
-    return f"t-{uuid.uuid4().hex}"
+__all__ = ["DocumentsContract", "OpenDocuments", "ids"]
 
 
 class DocumentsContract(SearchContract):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import uuid
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -50,6 +51,11 @@ def at(second: int, microsecond: int = 0) -> str:
 
 
 class SearchContract:
+    @pytest.fixture
+    def collection(self) -> str:
+        """A collection that no other test uses: a real server is shared."""
+        return f"t-{uuid.uuid4().hex}"
+
     @pytest.fixture
     async def documents(self, open_documents: OpenDocuments, collection: str) -> Documents:
         documents = open_documents()

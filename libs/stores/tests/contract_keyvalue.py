@@ -24,13 +24,12 @@ class OpenKeyValue(Protocol):
     def __call__(self) -> KeyValue: ...
 
 
-@pytest.fixture
-def key() -> str:
-    """A key that no other test uses: a real server is shared."""
-    return f"test:{uuid.uuid4().hex}"
-
-
 class KeyValueContract:
+    @pytest.fixture
+    def key(self) -> str:
+        """A key that no other test uses: a real server is shared."""
+        return f"test:{uuid.uuid4().hex}"
+
     @pytest.fixture
     def keyvalue(self, open_keyvalue: OpenKeyValue) -> KeyValue:
         return open_keyvalue()

@@ -19,7 +19,7 @@ from modelworks.stores.documents.sqlite import SqliteDocuments
 
 pytest.register_assert_rewrite("libs.stores.tests.contract_documents")
 
-from libs.stores.tests.contract_documents import DocumentsContract, OpenDocuments, collection, ids  # noqa: E402, F401
+from libs.stores.tests.contract_documents import DocumentsContract, OpenDocuments, ids  # noqa: E402
 
 
 @pytest.fixture

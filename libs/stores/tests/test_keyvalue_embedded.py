@@ -13,7 +13,7 @@ from modelworks.stores.keyvalue.embedded import EmbeddedKeyValue
 
 pytest.register_assert_rewrite("libs.stores.tests.contract_keyvalue")
 
-from libs.stores.tests.contract_keyvalue import MINUTE, KeyValueContract, OpenKeyValue, key  # noqa: E402, F401
+from libs.stores.tests.contract_keyvalue import MINUTE, KeyValueContract, OpenKeyValue  # noqa: E402
 
 
 class TestEmbeddedKeyValue(KeyValueContract):
