@@ -5,42 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from modelworks.edge.app import build
 from modelworks.edge.settings import EdgeSettings
-from modelworks.events import Envelope, PredictionCompleted
-from modelworks.kit.clock import utc_now
 from modelworks.kit.platform import Platform
-from modelworks.kit.service import listen
-from modelworks.stores.outbox import message_of
 from modelworks.stores.stores import Stores
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 
 from conftest import Issuer
-
-TOPIC = "inference.prediction-completed.v1"
-Serving = Callable[..., Any]
-
-
-@asynccontextmanager
-async def serving(app: Any) -> AsyncIterator[str]:
-    """An app behind a real socket."""
-    sock = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
-    task = asyncio.create_task(server._serve(sockets=[sock]))
-    while not server.started:
-        await asyncio.sleep(0.005)
-    try:
-        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
+from services.edge.tests.serving import serving
 
 
 class Service:
@@ -162,55 +139,3 @@ async def test_absent_service_is_unavailable_and_shows_in_readiness(door: str, i
     assert "audit" in answer.json()["detail"]
     assert ready.status_code == 503
     assert "audit" in ready.json()["checks"]["audit"]
-
-
-def completed(job: str, principal: str) -> Envelope:
-    event = PredictionCompleted(
-        job=job, model="a/b", mouth="queued", principal=principal, status="succeeded", batch_rows=1, input_bytes=1,
-        output_bytes=1, queue_ms=0, compute_ms=0,
-    )  # fmt: skip
-    return Envelope(event, job, "/test", utc_now())
-
-
-async def follow(
-    http: httpx.AsyncClient, stores: Stores, *, publish: list[Envelope], last: str, headers: dict[str, str]
-) -> list[tuple[str, str]]:
-    """(event id, job) of what a stream tells until job `last`."""
-    found: list[tuple[str, str]] = []
-    id = ""
-    async with http.stream("GET", f"/api/v1/events/stream?topic={TOPIC}", headers=headers) as answer:
-        assert answer.status_code == 200
-        async for line in answer.aiter_lines():
-            if line == ": open":
-                await stores.bus.publish([message_of(envelope) for envelope in publish])
-            elif line.startswith("id: "):
-                id = line[4:]
-            elif line.startswith("data: "):
-                job = httpx.Response(200, content=line[6:]).json()["data"]["job"]
-                found.append((id, job))
-                if job == last:
-                    return found
-    return found
-
-
-async def test_listener_hears_what_is_published_and_goes_on_after_a_break(
-    door: str, issuer: Issuer, stores: Stores
-) -> None:
-    admin = issuer.headers()
-    async with httpx.AsyncClient(base_url=door, timeout=10) as http:
-        first = await follow(http, stores, publish=[completed("1", "a"), completed("2", "b")], last="2", headers=admin)
-        await stores.bus.publish([message_of(completed("3", "c"))])
-        resumed = await follow(http, stores, publish=[], last="3", headers={**admin, "Last-Event-ID": first[0][0]})
-
-    assert [job for _, job in first] == ["1", "2"]
-    assert [job for _, job in resumed] == ["2", "3"]
-
-
-async def test_consumer_hears_of_its_own_results_only(door: str, issuer: Issuer, stores: Stores) -> None:
-    async with httpx.AsyncClient(base_url=door, timeout=10) as http:
-        heard = await follow(
-            http, stores, publish=[completed("1", "other"), completed("2", "me")], last="2",
-            headers=issuer.headers("me", "consumer"),
-        )  # fmt: skip
-
-    assert [job for _, job in heard] == ["2"]
