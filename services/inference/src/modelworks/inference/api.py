@@ -17,7 +17,7 @@ from modelworks.inference.handlers import Deploying
 from modelworks.inference.protocols.body import read_body
 from modelworks.inference.protocols.v2 import header_bytes
 from modelworks.inference.queueing import Queueing, Submission
-from modelworks.kit.errors import InvalidInput
+from modelworks.kit.errors import InvalidInput, TooLarge
 from modelworks.kit.http import Authenticated
 from modelworks.kit.platform import Platform
 from modelworks.kit.policy import SUITE, Resource
@@ -125,7 +125,9 @@ class JobOptions(BaseModel):
     timeout_ms: Annotated[int, Field(ge=1, le=_TIMEOUT_MS_MAX)] | None = None
 
 
-def jobs_router(queueing: Queueing, changes: Changes, platform: Platform, *, body_bytes_max: int) -> APIRouter:
+def jobs_router(
+    queueing: Queueing, changes: Changes, platform: Platform, *, body_bytes_max: int, json_bytes_max: int
+) -> APIRouter:
     """Routes of jobs."""
     router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
 
@@ -162,7 +164,7 @@ def jobs_router(queueing: Queueing, changes: Changes, platform: Platform, *, bod
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
     ) -> dict[str, Any]:
         """Queue a prediction: JSON with `model` and `inputs`, or a V2 body (JSON or binary) with `?model=`."""
-        options, body, length = await _read(request, body_bytes_max)
+        options, body, length = await _read(request, body_bytes_max, json_bytes_max)
         platform.policy.require(principal, "model:predict", Resource("Model", options.model))
         timeout = timedelta(milliseconds=options.timeout_ms) if options.timeout_ms else None
         job = await queueing.submit(
@@ -220,16 +222,22 @@ def jobs_router(queueing: Queueing, changes: Changes, platform: Platform, *, bod
     return router
 
 
-async def _read(request: Request, body_bytes_max: int) -> tuple[JobOptions, bytes, int | None]:
+async def _read(request: Request, body_bytes_max: int, json_bytes_max: int) -> tuple[JobOptions, bytes, int | None]:
     raw = await read_body(request, body_bytes_max)
     length = header_bytes(request.headers.get("inference-header-content-length"))
     if "model" in request.query_params or length is not None:
         return _options(dict(request.query_params)), raw, length
-    return await asyncio.to_thread(_split, raw) if len(raw) >= _OFFLOAD_BYTES else _split(raw)
+    return (
+        await asyncio.to_thread(_split, raw, json_bytes_max)
+        if len(raw) >= _OFFLOAD_BYTES
+        else _split(raw, json_bytes_max)
+    )
 
 
-def _split(raw: bytes) -> tuple[JobOptions, bytes, None]:
+def _split(raw: bytes, json_bytes_max: int) -> tuple[JobOptions, bytes, None]:
     """The options and the V2 body of a JSON request that holds both."""
+    if len(raw) > json_bytes_max:
+        raise TooLarge(f"{len(raw)} bytes of JSON, at most {json_bytes_max} allowed: send tensors as binary data")
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:

@@ -129,7 +129,7 @@ class Composition:
         settings = self.settings
         return Limits(
             inflated_bytes_max=settings.body_bytes_max, header_bytes_max=settings.header_bytes_max,
-            tensors_max=settings.tensors_max, element_bytes_max=settings.element_bytes_max,
+            json_bytes_max=settings.json_bytes_max, tensors_max=settings.tensors_max, element_bytes_max=settings.element_bytes_max,
         )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def compose(parts: Composition, *, owns_stores: bool = False) -> Service:
         "inference", platform, record=Refusals(stores.bus, service="inference", clock=platform.clock), checks=checks,
         routers=[
             deployments_router(parts.deploying, parts.changes, platform),
-            jobs_router(parts.queueing, parts.changes, platform, body_bytes_max=settings.body_bytes_max),
+            jobs_router(parts.queueing, parts.changes, platform, body_bytes_max=settings.body_bytes_max, json_bytes_max=settings.json_bytes_max),
             v2.router(infer, repository),
         ],
         renderers=v2.RENDERERS,

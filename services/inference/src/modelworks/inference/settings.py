@@ -41,6 +41,7 @@ class InferenceSettings(Settings):
 
     body_bytes_max: int = Field(64 * _MIB, ge=1024, description="Largest request body, as sent and as inflated.")
     header_bytes_max: int = Field(_MIB, ge=1024, description="Largest JSON header in front of binary tensors.")
+    json_bytes_max: int = Field(16 * _MIB, ge=1024, description="Largest body that is all JSON.")
     tensors_max: int = Field(64, ge=1, le=1024, description="Most inputs, and most outputs, of one request.")
     element_bytes_max: int = Field(16 * _MIB, ge=1, description="Largest BYTES element.")
     request_rows_max: int = Field(4096, ge=1, description="Most rows of one request.")

@@ -36,6 +36,8 @@ class Limits:
     """Of a compressed body, after inflating it."""
     header_bytes_max: int = 1024 * 1024
     """Of the JSON in front of binary tensors."""
+    json_bytes_max: int = 16 * 1024 * 1024
+    """Of a body that is all JSON: as Python objects it takes up to twenty times its size."""
     tensors_max: int = 64
     element_bytes_max: int = 16 * 1024 * 1024
     """Of one BYTES element."""
@@ -127,8 +129,10 @@ def decode(body: bytes, length: int | None, limits: Limits, *, sole: TensorSpec 
     if length == 0:
         return _decode_raw(body, sole, limits)
     end = len(body) if length is None else length
-    if not 0 < end <= len(body):
+    if length is not None and not 0 < end <= len(body):
         raise InvalidInput(f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes")
+    if length is None and end > limits.json_bytes_max:
+        raise TooLarge(f"{end} bytes of JSON, at most {limits.json_bytes_max} allowed: send tensors as binary data")
     if length is not None and end > limits.header_bytes_max:
         raise TooLarge(f"the JSON header has {end} bytes, at most {limits.header_bytes_max} allowed before tensors")
     header = _parse(body[:end] if end < len(body) else body)
