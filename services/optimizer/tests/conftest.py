@@ -156,6 +156,9 @@ class FakeWorkshop:
         path.mkdir(parents=True)
         yield path
 
+    async def clear(self, job: Any) -> None:
+        pass
+
     async def work(self, order: Any, tick: Any) -> Measurement:
         self.orders.append(order)
         for target in order.targets:

@@ -146,5 +146,8 @@ class Workshop(Protocol):
             WorkError: it cannot be done (`memory-limit`, `time-limit`, `worker-crashed`, or the worker's own code).
         """
 
+    async def clear(self, job: Job) -> None:
+        """Remove the folders that killed runs of the job left."""
+
     def folder(self, job: Job) -> AbstractAsyncContextManager[Path]:
-        """An empty folder for a run of a job; what an earlier run left is removed first, and this at the end."""
+        """An empty folder for a run of a job; what killed runs left is removed first, and this at the end."""

@@ -183,6 +183,8 @@ class Runner:
         if keeper.job.plan is None:
             async with self._workshop.folder(keeper.job) as folder:
                 await self._build(keeper, source, folder)
+        else:
+            await self._workshop.clear(keeper.job)
         revision = await self._commit(keeper, source)
         await self._recommend(keeper.job, source, revision)
         await keeper.save(lambda job: domain.succeed(job, revision=revision, now=self._clock()))

@@ -45,7 +45,7 @@ class SubprocessWorkshop:
     @asynccontextmanager
     async def folder(self, job: Job) -> AsyncIterator[Path]:
         """See the port."""
-        await asyncio.to_thread(self._sweep, job.id)
+        await self.clear(job)
         path = self._folder / f"{job.id}.{job.fence}"
         await asyncio.to_thread(path.mkdir, mode=0o700, parents=True)
         try:
@@ -53,8 +53,11 @@ class SubprocessWorkshop:
         finally:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
-    def _sweep(self, id: str) -> None:
-        """Remove what earlier runs of the job left when they were killed."""
+    async def clear(self, job: Job) -> None:
+        """See the port."""
+        await asyncio.to_thread(self._clear, job.id)
+
+    def _clear(self, id: str) -> None:
         for left in self._folder.glob(f"{id}.*"):
             shutil.rmtree(left, ignore_errors=True)
 
