@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import yaml
 from modelworks.kit.errors import InvalidInput
 
-_CHARACTERS_MAX = 16 * 1024
+_CHARACTERS_MAX = 4 * 1024
 _TOP_LEVEL_KEY = re.compile(r"^([A-Za-z_][\w-]*)\s*:(?=\s|$)")
 
 
@@ -29,9 +29,9 @@ def read_card(source: bytes) -> Mapping[str, str]:
     if len(selected) > _CHARACTERS_MAX:
         raise InvalidInput(f"'modelworks:' in the card has over {_CHARACTERS_MAX} characters")
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(selected, Loader=yaml.SafeLoader)):
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(selected, Loader=yaml.CSafeLoader)):
             raise InvalidInput("'modelworks:' in the card uses aliases (*name), which are not read")
-        found = yaml.safe_load(selected)["modelworks"]
+        found = yaml.load(selected, Loader=yaml.CSafeLoader)["modelworks"]
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InvalidInput(f"'modelworks:' in the card is not YAML: {str(error)[:300]}") from error
     if found is None:
