@@ -118,6 +118,8 @@ class ErrorAnswers:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:
             return self._render(request, NotFound(f"no such path: {request.method} {request.url.path}"))
+        if error.status_code == 400:
+            return self._render(request, InvalidInput(str(error.detail)))
         plain = ModelworksError(f"{error.detail}: {request.method} {request.url.path}")
         plain.status = error.status_code  # type: ignore[misc]
         plain.code = "http-error"  # type: ignore[misc]

@@ -29,13 +29,14 @@ class Platform:
         Raises:
             Unauthenticated: no token, or one that is not valid here.
         """
-        scheme, _, token = headers.get("authorization", "").partition(" ")
+        scheme, _, rest = headers.get("authorization", "").partition(" ")
+        token = rest.strip()
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated(
                 "no access token: send 'Authorization: Bearer <token>', with a token from /oauth/token",
                 reason="token-missing",
             )
-        return await self.verifier.verify(token.strip())
+        return await self.verifier.verify(token)
 
     async def authorize(self, headers: Mapping[str, str], action: str, resource: Resource = SUITE) -> Principal:
         """Authenticate, then require `action` on `resource`.
