@@ -257,6 +257,26 @@ async def test_writer_that_slept_through_a_takeover_changes_nothing(bench: Any, 
     assert len({*await keys(bench)}) == final.size
 
 
+async def test_stale_plan_found_by_a_stale_reader_is_not_carried_out(bench: Any, candidates: Make):
+    """INVARIANT: a plan counts only while its head is still the log's; two late processes cannot mislead each other."""
+    await bench.sequencer().append(candidates(0, 10))
+    reader = bench.sequencer()
+    reader._log = Sleeper(bench.log, "plan")
+    reading = asyncio.create_task(reader.start())
+    await reader._log.stopped.wait()
+    await bench.sequencer().append(candidates(10, 15))
+    await bench.log.write_plan(10, encode_plan(10, [each.leaf for each in candidates(90, 95)]))
+    before_waking = await whole(bench)
+
+    reader._log.wake.set()
+    outcome = (await asyncio.gather(reading, return_exceptions=True))[0]
+
+    assert isinstance(outcome, Fenced)
+    assert await whole(bench) == before_waking
+    assert await reader.append(candidates(15, 16)) == 1
+    assert (await whole(bench)).size == 16
+
+
 class Broken:
     """An index that does not answer."""
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from modelworks.audit.domain import Candidate, Fenced, Head, LogDamaged, chunks, decode_plan, encode_plan, fresh
@@ -89,21 +90,15 @@ class Sequencer:
             LogDamaged: the stored log contradicts itself. Nothing was signed.
             StoreUnavailable: a store did not answer; some of the events may be in the log. Append them again.
         """
-        async with self._mutex:
-            try:
-                head = self._head or await self._recover()
-                new = fresh(candidates, self._recent)
-                if new:
-                    in_log = await self._in_log([each.entry.key for each in new], head)
-                    new = fresh(new, in_log)
-                self.duplicates += len(candidates) - len(new)
-                for chunk in chunks(new, bytes_max=self._bytes_max):
-                    await self._extend(chunk)
-                return len(new)
-            except BaseException:
-                # What was written is not known: the stored checkpoint and plan are the truth.
-                self._head = None
-                raise
+        async with self._alone():
+            head = self._head or await self._recover()
+            new = fresh(candidates, self._recent)
+            if new:
+                new = fresh(new, await self._in_log([each.entry.key for each in new], head))
+            self.duplicates += len(candidates) - len(new)
+            for chunk in chunks(new, bytes_max=self._bytes_max):
+                await self._extend(chunk)
+            return len(new)
 
     async def start(self) -> int:
         """Finish what a crash left and get ready; returns the size of the tree.
@@ -111,9 +106,18 @@ class Sequencer:
         Raises:
             Fenced, LogDamaged, StoreUnavailable: as `append`.
         """
+        async with self._alone():
+            return (await self._recover()).size
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
         async with self._mutex:
-            head = await self._recover()
-            return head.size
+            try:
+                yield
+            except BaseException:
+                # What was written is not known: the stored checkpoint and plan are the truth.
+                self._head = None
+                raise
 
     async def _extend(self, chunk: Sequence[Candidate]) -> None:
         head = self._owned()
@@ -122,11 +126,17 @@ class Sequencer:
                 await self._log.write_body(each.entry.sha256, each.body)
         leaves = [each.leaf for each in chunk]
         await self._log.write_plan(head.size, encode_plan(head.size, leaves))
-        # A process that slept since it read the checkpoint may have planned a place that is long past: then somebody
-        # else's checkpoint is there by now, since theirs was published before their plan of this place went.
+        await self._still_at(head)
+        await self._carry_out(leaves)
+
+    async def _still_at(self, head: Head) -> None:
+        """A plan that was seen for this head counts only if the head is still the log's afterwards.
+
+        A process that slept since it read the checkpoint can write a plan for a place that is long past, or find one
+        that another such process wrote. Then a later checkpoint is there: it was published before the true plan went.
+        """
         if await self._log.version() != head.version:
             raise Fenced(f"the log grew past {head.size} leaves while this process planned: it starts again")
-        await self._carry_out(leaves)
 
     async def _carry_out(self, leaves: Sequence[bytes]) -> None:
         """Steps 2 to 5 for the plan at the head. Doing it twice, or in two processes, writes the same."""
@@ -228,6 +238,7 @@ class Sequencer:
         await self._log.forget_plans(head.size)
         plan = await self._log.plan(head.size)
         if plan is not None:
+            await self._still_at(head)
             leaves = decode_plan(head.size, plan)
             log.info("audit.plan-resumed", size=head.size, leaves=len(leaves))
             await self._carry_out(leaves)
