@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+import uuid
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from modelworks.kit.errors import StoreUnavailable
+from modelworks.stores import Message, PermanentFailure, Subscription
 from modelworks.stores.bus.kafka import KafkaBus
 from modelworks.stores.settings import StoresSettings
 
@@ -14,7 +21,16 @@ from tests.stack.server import Server
 
 pytest.register_assert_rewrite("libs.stores.tests.contract_bus")
 
-from libs.stores.tests.contract_bus import BusContract, OpenBus  # noqa: E402
+from libs.stores.tests.contract_bus import (  # noqa: E402
+    SOON,
+    BusContract,
+    Eventually,
+    OpenBus,
+    Recorder,
+    drained,
+    failing,
+    message,
+)
 
 pytestmark = pytest.mark.real
 
@@ -37,5 +53,122 @@ async def open_bus(settings: StoresSettings) -> AsyncIterator[OpenBus]:
         await bus.close()
 
 
+@pytest.fixture
+def topic() -> str:
+    return f"test.happened-{uuid.uuid4().hex[:12]}.v1"
+
+
+@pytest.fixture
+def group() -> str:
+    return f"group-{uuid.uuid4().hex[:12]}"
+
+
 class TestKafkaBus(BusContract):
     """The contract."""
+
+
+async def test_a_server_that_is_down_at_start_is_named_within_the_timeout(group: str) -> None:
+    settings = StoresSettings(column="real", kafka_bootstrap="127.0.0.1:1", timeout_ms=2000)
+    bus = KafkaBus(settings)
+
+    for attempt in (
+        bus.check,
+        lambda: bus.publish([message("t", "x")]),
+        lambda: bus.subscribe(Subscription(group, ("t",), Recorder())),
+        lambda: bus.lag(group),
+        lambda: bus.dead_letters(),
+        lambda: bus.replay("t.dead-letter:0:0"),
+        lambda: anext(bus.tail(["t"])),
+    ):
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1.*STORES_KAFKA_BOOTSTRAP"):
+            await attempt()
+        assert time.monotonic() - started < 4
+    await bus.close()
+
+
+async def test_topics_are_made_with_the_partitions_of_the_settings(
+    settings: StoresSettings, open_bus: OpenBus, topic: str, group: str, eventually: Eventually
+) -> None:
+    bus, handler = open_bus(), Recorder(failing("bad", error=PermanentFailure("no")))
+    await bus.subscribe(Subscription(group, (topic,), handler))
+    await bus.publish([message(topic, "bad")])
+    await eventually(lambda: bus.dead_letters(topic=topic))
+
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    await admin.start()
+    names = [topic, f"{topic}.dead-letter", f"{group}.retry.0", f"{group}.retry.3"]
+    described = {one["topic"]: len(one["partitions"]) for one in await admin.describe_topics(names)}
+    await admin.close()
+
+    assert described == dict(zip(names, (4, 1, 3, 3), strict=True))
+
+
+async def test_records_of_foreign_producers_arrive_whatever_they_hold(
+    settings: StoresSettings, open_bus: OpenBus, topic: str, group: str, eventually: Eventually
+) -> None:
+    handler = Recorder()
+    await open_bus().subscribe(Subscription(group, (topic,), handler, batch_max=10))
+
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap)
+    await producer.start()
+    await producer.send_and_wait(topic, None, b"tombstone", partition=0)
+    await producer.send_and_wait(topic, b"no key", None, partition=0)
+    await producer.send_and_wait(topic, b"bytes", b"\xff", partition=0, headers=[("h", b"\xfe"), ("none", None)])
+    await producer.stop()
+
+    await eventually(lambda: len(handler.deliveries) == 3)
+    assert [one.message for one in handler.deliveries] == [
+        Message(topic, "tombstone", b""),
+        Message(topic, "", b"no key"),
+        Message(topic, "\\xff", b"bytes", {"h": "\\xfe", "none": ""}),
+    ]
+
+
+async def test_a_record_in_a_retry_topic_that_is_none_of_ours_is_passed_over(
+    settings: StoresSettings, open_bus: OpenBus, topic: str, group: str, eventually: Eventually
+) -> None:
+    bus, handler = open_bus(), Recorder(failing("flaky", error=ValueError("no")))
+    await bus.subscribe(Subscription(group, (topic,), handler, retry=SOON))
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap)
+    await producer.start()
+    for partition in range(3):
+        await producer.send_and_wait(f"{group}.retry.1", b"foreign", b"k", partition=partition)
+    await producer.stop()
+
+    await bus.publish([message(topic, "flaky")])
+
+    [letter] = await eventually(lambda: bus.dead_letters(topic=topic))
+    assert letter.attempts == 3
+    await eventually(lambda: drained(bus, group))
+
+
+async def test_a_key_goes_where_other_producers_put_it(
+    settings: StoresSettings, open_bus: OpenBus, topic: str, group: str, eventually: Eventually
+) -> None:
+    bus, handler = open_bus(), Recorder()
+    await bus.subscribe(Subscription(group, (topic,), handler, batch_max=100))
+    keys = [f"namespace/model-{n}" for n in range(40)]
+
+    await bus.publish([message(topic, "ours", key=key) for key in keys])
+    producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap)
+    await producer.start()
+    for key in keys:
+        await producer.send_and_wait(topic, b"theirs", key.encode())
+    await producer.stop()
+
+    await eventually(lambda: len(handler.deliveries) == 80)
+    places = {(one.message.key, one.partition) for one in handler.deliveries}
+    assert len(places) == 40
+    assert {partition for _, partition in places} == {0, 1, 2, 3}
+
+
+async def test_an_idle_member_costs_little(open_bus: OpenBus, topic: str, group: str) -> None:
+    bus = open_bus()
+    await bus.subscribe(Subscription(group, (topic,), Recorder()))
+    await asyncio.sleep(1)
+
+    before = time.process_time()
+    await asyncio.sleep(2)
+
+    assert time.process_time() - before < 0.2

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import lru_cache
 from typing import Literal
 
 from modelworks.kit.errors import InvalidInput, ModelworksError, TooLarge
@@ -134,6 +135,7 @@ def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:_ERROR_CHARACTERS_MAX]
 
 
+@lru_cache(maxsize=1024)
 def check_topic(topic: str) -> None:
     """Kafka's rule for topic names, with room for what retries and dead letters append.
 
@@ -173,10 +175,10 @@ def measured(message: Message) -> int:
         InvalidInput: the topic is no topic name, or a text is no Unicode.
     """
     check_topic(message.topic)
+    texts = "".join((message.key, *message.headers, *message.headers.values()))
     try:
-        size = len(message.value) + len(message.key.encode())
-        for name, value in message.headers.items():
-            size += len(name.encode()) + len(value.encode())
+        # Knowing that it is ASCII costs nothing; encoding makes a copy.
+        size = len(message.value) + (len(texts) if texts.isascii() else len(texts.encode()))
     except UnicodeEncodeError as error:
         raise InvalidInput(f"a message to {message.topic!r} holds text that is no Unicode: {error.reason}") from error
     if size > MESSAGE_BYTES_MAX:

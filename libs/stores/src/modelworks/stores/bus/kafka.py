@@ -28,7 +28,6 @@ from modelworks.stores.bus.kafka_pump import Item, Pump
 from modelworks.stores.bus.kafka_records import (
     delivery_of,
     parked_of,
-    record_of,
     replayed_record,
     retry_group,
     retry_record,
@@ -83,10 +82,11 @@ class KafkaBus:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """See `Bus.publish`."""
-        records = [record_of(message, measured(message)) for message in messages]
-        if records:
+        for message in messages:
+            measured(message)
+        if messages:
             _, producer = self._connected()
-            await producer.publish(records)
+            await producer.publish(messages)
 
     async def subscribe(self, subscription: Subscription) -> Consumer:
         """See `Bus.subscribe`."""
@@ -254,7 +254,7 @@ class _Retries:
             cluster,
             group=retry_group(self._group),
             topics=topics,
-            options=group_options(subscription, self._bus._session_ms),
+            options={**group_options(subscription, self._bus._session_ms), "fetch_max_wait_ms": 500},
             running_max=_RETRIES_RUNNING_MAX,
             decode=self._decode,
             work=self._work,

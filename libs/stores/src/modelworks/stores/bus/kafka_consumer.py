@@ -65,5 +65,6 @@ def group_options(subscription: Subscription, session_ms: int) -> dict[str, Any]
         "max_poll_interval_ms": 2 * patience_ms + 600_000,
         "rebalance_timeout_ms": 60_000,
         "fetch_max_bytes": _FETCH_BYTES_MAX,
-        "fetch_max_wait_ms": 500,
+        # See `_WAITING_LOW` of the pump.
+        "fetch_max_wait_ms": 100 if subscription.work == "long" else 500,
     }

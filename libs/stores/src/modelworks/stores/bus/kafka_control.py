@@ -180,8 +180,8 @@ class ControlConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                 deliveries = [delivery_of(record) for record in batch[finished:]]
                 finished += await self._worker.work(deliveries)
                 if epoch == self._epoch:
-                    for record in batch[:finished]:
-                        self._finished[TopicPartition(record.topic, record.partition)] = record.offset + 1
+                    last = {(record.topic, record.partition): record.offset for record in batch[:finished]}
+                    self._finished.update({TopicPartition(*where): offset + 1 for where, offset in last.items()})
                     self._commit_wake.set()
 
     async def _until_idle(self, seconds: float) -> bool:

@@ -17,8 +17,8 @@ from modelworks.kit.logging import get_logger
 from modelworks.stores.bus.handling import Handling, Outcome
 from modelworks.stores.bus.kafka_admin import now_ms
 from modelworks.stores.bus.kafka_producer import Producer
-from modelworks.stores.bus.kafka_records import Record, dead_letter_record, retry_record
-from modelworks.stores.bus.port import Delivery, Subscription
+from modelworks.stores.bus.kafka_records import dead_letter_record, retry_record
+from modelworks.stores.bus.port import Delivery, Message, Subscription
 
 _PARK_PAUSE_SECONDS = 1.0
 
@@ -71,13 +71,13 @@ class Worker:
             if self.stopping.is_set():
                 return 0
             outcomes = await self._handling.run(batch)
-        parked = [self._record(outcome) for outcome in outcomes if outcome.verdict != "done"]
+        parked = [self._message(outcome) for outcome in outcomes if outcome.verdict != "done"]
         if parked and not await self._park(parked):
             verdicts = [outcome.verdict == "done" for outcome in outcomes]
             return verdicts.index(False)
         return len(outcomes)
 
-    def _record(self, outcome: Outcome) -> Record:
+    def _message(self, outcome: Outcome) -> Message:
         group = self.subscription.group
         delivery = outcome.delivery
         if outcome.verdict == "dead":
@@ -90,11 +90,11 @@ class Worker:
             not_before_ms=now_ms() + round(outcome.delay.total_seconds() * 1000),
         )
 
-    async def _park(self, records: Sequence[Record]) -> bool:
-        """Publish the records, however long that takes; False when a stop came first."""
+    async def _park(self, messages: Sequence[Message]) -> bool:
+        """Publish, however long that takes; False when a stop came first."""
         while True:
             try:
-                await self._producer.publish(records)
+                await self._producer.publish(messages)
             except StoreUnavailable as error:
                 if self._parking is None:
                     log.warning("bus.parking-held-up", group=self.subscription.group, error=str(error))

@@ -16,10 +16,11 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError, KafkaTimeoutError, UnknownTopicOrPartitionError
 from aiokafka.partitioner import murmur2
-from modelworks.kit.errors import StoreUnavailable
+from modelworks.kit.errors import InvalidInput
 from modelworks.kit.logging import get_logger
 from modelworks.stores.bus.kafka_admin import RECORD_BYTES_MAX, Cluster, now_ms
-from modelworks.stores.bus.kafka_records import Record
+from modelworks.stores.bus.kafka_records import encoded
+from modelworks.stores.bus.port import Message
 
 _BATCH_BYTES = 512 * 1024
 """A record batch; a larger record goes alone."""
@@ -38,24 +39,24 @@ class Producer:
         self._starting = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
 
-    async def publish(self, records: Sequence[Record]) -> None:
+    async def publish(self, messages: Sequence[Message]) -> None:
         """Append records; durable on return.
 
         Raises:
             TooLarge: a topic allows less than a record has; others may have been written.
             StoreUnavailable: some may have been written.
         """
-        await self._cluster.ensure({record.topic for record in records})
+        await self._cluster.ensure({message.topic for message in messages})
         async with self._cluster.mapped("take messages"):
             producer = await self._started()
             try:
-                if len(records) <= _FEW:
-                    await self._send_few(producer, records)
+                if len(messages) <= _FEW:
+                    await self._send_few(producer, messages)
                 else:
-                    await self._send_many(producer, records)
+                    await self._send_many(producer, messages)
             except UnknownTopicOrPartitionError:
                 # Somebody deleted it: the next publish makes it again.
-                self._cluster.forget({record.topic for record in records})
+                self._cluster.forget({message.topic for message in messages})
                 raise
             except (KafkaConnectionError, KafkaTimeoutError):
                 raise
@@ -86,32 +87,37 @@ class Producer:
                 )
             return self._producer
 
-    async def _send_few(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> None:
+    async def _send_few(self, producer: AIOKafkaProducer, messages: Sequence[Message]) -> None:
         timestamp = now_ms()
         futures = []
-        for record in records:
-            partition = _partition(record.key, len(await producer.partitions_for(record.topic)))
+        for message in messages:
+            key = message.key.encode()
             future = await producer.send(
-                record.topic,
-                record.value,
-                record.key,
-                partition=partition,
+                message.topic,
+                message.value,
+                key,
+                partition=_partition(key, len(await producer.partitions_for(message.topic))),
                 timestamp_ms=timestamp,
-                headers=record.headers,
+                headers=encoded(message.headers),
             )
             futures.append(future)
         await _all(futures)
 
-    async def _send_many(self, producer: AIOKafkaProducer, records: Sequence[Record]) -> None:
+    async def _send_many(self, producer: AIOKafkaProducer, messages: Sequence[Message]) -> None:
         batches: dict[tuple[str, int], list[Any]] = defaultdict(list)
         timestamp = now_ms()
-        counts = {topic: len(await producer.partitions_for(topic)) for topic in {record.topic for record in records}}
-        for record in records:
-            built = batches[record.topic, _partition(record.key, counts[record.topic])]
-            if not built or not _append(built[-1], record, timestamp):
-                built.append(producer.create_batch())
-                if not _append(built[-1], record, timestamp):
-                    raise StoreUnavailable(f"a record of {record.size} bytes to {record.topic!r} fits no batch")
+        counts = {topic: len(await producer.partitions_for(topic)) for topic in {message.topic for message in messages}}
+        # Encoded one by one, right into its batch: thousands of small objects alive at once would keep Python's garbage
+        # collector busy, which cost three times the encoding.
+        for message in messages:
+            key = message.key.encode()
+            built = batches[message.topic, _partition(key, counts[message.topic])]
+            headers = encoded(message.headers)
+            if built and built[-1].append(timestamp=timestamp, key=key, value=message.value, headers=headers):
+                continue
+            built.append(producer.create_batch())
+            if not built[-1].append(timestamp=timestamp, key=key, value=message.value, headers=headers):
+                raise InvalidInput(f"a message to {message.topic!r} fits no batch")
         await _all([asyncio.ensure_future(_send(producer, *where, built)) for where, built in batches.items()])
 
     def _retire(self, producer: AIOKafkaProducer) -> None:
@@ -126,11 +132,6 @@ class Producer:
             await asyncio.wait_for(producer.stop(), self._cluster.timeout_seconds)
         except (KafkaError, OSError, TimeoutError) as error:
             log.warning("bus.producer-cut-off", error=str(error) or type(error).__name__)
-
-
-def _append(batch: Any, record: Record, timestamp: int) -> bool:
-    metadata = batch.append(timestamp=timestamp, key=record.key, value=record.value, headers=record.headers)
-    return metadata is not None
 
 
 async def _send(producer: AIOKafkaProducer, topic: str, partition: int, batches: Sequence[Any]) -> None:

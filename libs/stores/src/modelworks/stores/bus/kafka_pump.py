@@ -27,9 +27,11 @@ from modelworks.stores.bus.port import Delivery
 from modelworks.stores.bus.watermark import Watermark
 from modelworks.stores.bus.window import Window
 
-_WAITING_HIGH = 256
+_WAITING_HIGH = 1000
 """Records of one partition held before it is paused; one fetch may add as many as `FETCH_RECORDS_MAX`."""
-_WAITING_LOW = 64
+_WAITING_LOW = 500
+"""Resumed that early, because aiokafka has one fetch at a time to a broker: while it waits for an empty partition
+(`fetch_max_wait_ms`), a resumed one gets nothing."""
 _COMMIT_PAUSE_SECONDS = 0.02
 _FAULT_PAUSE_SECONDS = 1.0
 _REVOKE_WAIT_SECONDS = 5.0

@@ -28,18 +28,6 @@ _OURS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What the producer is given."""
-
-    topic: str
-    key: bytes
-    value: bytes
-    headers: list[tuple[str, bytes]]
-    size: int
-    """Bytes, headers included."""
-
-
-@dataclass(frozen=True, slots=True)
 class Parked:
     """A delivery that waits for its retry."""
 
@@ -62,26 +50,36 @@ def dead_letter_topic(topic: str) -> str:
     return topic + DEAD_LETTER_SUFFIX
 
 
-def record_of(message: Message, size: int) -> Record:
-    """A message to publish."""
-    headers = [(name, value.encode()) for name, value in message.headers.items()]
-    return Record(message.topic, message.key.encode(), message.value, headers, size)
+def encoded(headers: Mapping[str, str]) -> list[tuple[str, bytes]]:
+    """Headers as Kafka has them."""
+    return [(name, value.encode()) for name, value in headers.items()]
 
 
 def delivery_of(record: Any) -> Delivery:
     """A consumed record of an ordinary topic."""
-    message = Message(record.topic, _key(record), record.value or b"", _texts(record.headers))
+    key = record.key
+    try:
+        message = Message(
+            record.topic,
+            key.decode() if key else "",
+            record.value or b"",
+            {name: value.decode() for name, value in record.headers},
+        )
+    except (UnicodeDecodeError, AttributeError):
+        # A foreign producer: bytes that are no UTF-8, or a header without a value.
+        message = Message(record.topic, _key(record), record.value or b"", _texts(record.headers))
     published = datetime.fromtimestamp(record.timestamp / 1000, UTC)
     return Delivery(message, record.partition, record.offset, 1, published)
 
 
-def retry_record(group: str, delivery: Delivery, *, number: int, attempt: int, not_before_ms: int) -> Record:
+def retry_record(group: str, delivery: Delivery, *, number: int, attempt: int, not_before_ms: int) -> Message:
     """A delivery to try again, as `attempt`, not before the time."""
     more = {**_origin(group, delivery), _ATTEMPT: str(attempt), _NOT_BEFORE_MS: str(not_before_ms)}
-    return _parked_record(retry_topic(group, number), delivery, more)
+    message = delivery.message
+    return Message(retry_topic(group, number), message.key, message.value, {**message.headers, **more})
 
 
-def dead_letter_record(group: str, delivery: Delivery, *, error: str, failed_at: datetime) -> Record:
+def dead_letter_record(group: str, delivery: Delivery, *, error: str, failed_at: datetime) -> Message:
     """A delivery that is given up."""
     more = {
         **_origin(group, delivery),
@@ -89,13 +87,13 @@ def dead_letter_record(group: str, delivery: Delivery, *, error: str, failed_at:
         _ERROR: error,
         _FAILED_AT: failed_at.astimezone(UTC).isoformat(),
     }
-    return _parked_record(dead_letter_topic(delivery.message.topic), delivery, more)
+    message = delivery.message
+    return Message(dead_letter_topic(message.topic), message.key, message.value, {**message.headers, **more})
 
 
-def replayed_record(letter: DeadLetter) -> Record:
+def replayed_record(letter: DeadLetter) -> Message:
     """The note beside a dead letter that it was replayed."""
-    headers = [(REPLAYED, letter.id.encode())]
-    return Record(dead_letter_topic(letter.message.topic), b"", b"", headers, 0)
+    return Message(dead_letter_topic(letter.message.topic), "", b"", {REPLAYED: letter.id})
 
 
 def parked_of(record: Any) -> Parked:
@@ -152,13 +150,6 @@ def _origin(group: str, delivery: Delivery) -> dict[str, str]:
         _OFFSET: str(delivery.offset),
         _PUBLISHED_MS: str(round(delivery.published_at.timestamp() * 1000)),
     }
-
-
-def _parked_record(topic: str, delivery: Delivery, more: Mapping[str, str]) -> Record:
-    message = delivery.message
-    headers = [(name, value.encode()) for name, value in (*message.headers.items(), *more.items())]
-    size = len(message.value) + sum(len(name) + len(value) for name, value in headers)
-    return Record(topic, message.key.encode(), message.value, headers, size)
 
 
 def _key(record: Any) -> str:
