@@ -15,7 +15,15 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import CommitFailedError, KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import (
+    CommitFailedError,
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    NotCoordinatorForGroupError,
+    RecordListTooLargeError,
+)
 from modelworks.kit.errors import InvalidInput, StoreUnavailable, TooLarge
 from modelworks.stores.bus.handling import MESSAGE_BYTES_MAX
 from modelworks.stores.bus.port import DEAD_LETTER_SUFFIX, Lag
@@ -28,6 +36,7 @@ _DAY_MS = 24 * 60 * 60 * 1000
 _RETRY_PARTITIONS_MAX = 3
 _VISIBLE_EVERY_SECONDS = 0.05
 _TOPIC_EXISTS = 36
+_COORDINATOR_COMES = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
 _REFUSED = {17: "is no topic name", 37: "has a bad partition count", 38: "has a bad replication factor"}
 
 Offsets = Mapping[TopicPartition, tuple[int, str]]
@@ -207,8 +216,19 @@ class Cluster:
     async def committed(self, group: str) -> dict[TopicPartition, tuple[int, str]]:
         """What the group has committed."""
         async with self.mapped(f"tell the offsets of group {group!r}"):
-            found = await (await self.admin()).list_consumer_group_offsets(group)
+            found = await self._group_offsets(group)
             return {tp: (one.offset, one.metadata) for tp, one in found.items() if one.offset >= 0}
+
+    async def _group_offsets(self, group: str) -> Mapping[TopicPartition, Any]:
+        """The answer of the group's coordinator, which a young or just restarted broker is still electing."""
+        deadline = time.monotonic() + self.timeout_seconds
+        while True:
+            try:
+                return await (await self.admin()).list_consumer_group_offsets(group)  # type: ignore[no-any-return]
+            except _COORDINATOR_COMES:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
 
     async def beginnings(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, int]:
         """The oldest offset of each partition."""
