@@ -71,7 +71,11 @@ async def test_a_repository_that_cannot_be_is_refused(hub: Hub, body: Any) -> No
     refused(await hub.http.post(ROOT, json=body), 400, "invalid-input")
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"name": "a/\\ud800"}'])
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"", b"\xff\xfe", b"[" * 100_000, b'{"name": "' + b"x" * 100_000, b'{"name": "a/\\ud800"}'],
+    ids=["cut", "empty", "not text", "deep", "large", "half a pair"],
+)
 async def test_a_body_that_is_no_json_is_refused(hub: Hub, content: bytes) -> None:
     answer = await hub.http.post(ROOT, content=content, headers={"content-type": "application/json"})
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -32,7 +35,7 @@ from modelworks.registry.representations import (
     log_view,
     problems,
     repository_view,
-    revision_view,
+    revision_json,
 )
 from modelworks.registry.settings import RegistrySettings
 from modelworks.registry.transfers import Transfers
@@ -40,6 +43,8 @@ from pydantic import TypeAdapter
 from starlette.requests import ClientDisconnect
 
 PREFIX = "/api/v1/repositories"
+_LARGE_BODY_BYTES = 64 * 1024
+"""JSON above this is parsed in a thread."""
 _JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _REPOSITORY = "/{namespace}/{name}"
 
@@ -148,11 +153,14 @@ def _commits(handlers: Handlers, access: Access, settings: RegistrySettings) -> 
         repository = await access.require(principal, READ, f"{namespace}/{name}")
         return log_view(repository.name, await handlers.log(repository, ref, limit=limit, cursor=cursor))
 
-    @routes.get("/revisions/{ref:path}", response_model_exclude_defaults=True, responses=problems(404, 500))
-    async def get_revision(namespace: str, name: str, ref: str, principal: Authenticated) -> RevisionDetail:
+    @routes.get("/revisions/{ref:path}", response_model=RevisionDetail, responses=problems(404, 500))
+    async def get_revision(namespace: str, name: str, ref: str, principal: Authenticated) -> Response:
         """What a branch, tag or commit id points to, with all its files."""
         repository = await access.require(principal, READ, f"{namespace}/{name}")
-        return revision_view(repository.name, await handlers.revision(repository, ref))
+        view = await handlers.revision(repository, ref)
+        # Thousands of files take their time to write down; other requests go on meanwhile.
+        content = await asyncio.to_thread(revision_json, repository.name, view)
+        return Response(content, media_type="application/json")
 
     return routes
 
@@ -349,3 +357,6 @@ async def _read_body(request: Request, bytes_max: int) -> None:
         except ValueError as error:
             raise InvalidInput(f"the body is not JSON: {error}") from error
     request._body = body
+    if len(body) > _LARGE_BODY_BYTES:
+        with suppress(ValueError, RecursionError):  # said by FastAPI, in its own words, when it parses again
+            request._json = await asyncio.to_thread(json.loads, body)

@@ -164,21 +164,22 @@ class Handlers:
             NotFound: no such repository, or `start` is no ref or revision.
             Unavailable: others moved the branch again and again.
         """
-        check_operations(command.operations, operations_max=self._settings.operations_max)
+        # In a thread, as all work that grows with the number of files: other requests go on meanwhile.
+        await asyncio.to_thread(check_operations, command.operations, operations_max=self._settings.operations_max)
+        request = await asyncio.to_thread(command.request)
         checked: dict[Put, int] = {}
         async with self._mover.turn(name):
             for _ in range(self._settings.attempts_max):
-                committed = await self._try_commit(name, command, actor, checked)
+                committed = await self._try_commit(name, command, request, actor, checked)
                 if committed is not None:
                     return committed
         raise Unavailable(f"branch {command.branch!r} of {name} is being moved by too many writers: try again")
 
     async def _try_commit(
-        self, name: str, command: CommitCommand, actor: str, checked: dict[Put, int]
+        self, name: str, command: CommitCommand, request: Request | None, actor: str, checked: dict[Put, int]
     ) -> Committed | None:
         """One attempt; None when another writer was first."""
         repository = (await self._mover.load(name)).repository
-        request = command.request()
         served = repository.served_as(request) if request is not None else None
         if served is not None:
             return Committed(served, await self._commit_of(repository, served), created=False)

@@ -130,7 +130,8 @@ class Mover:
         if commit.parents:
             parent = await self._history.commit(repository.name, commit.parents[0])
             before = await self._history.files(repository.name, parent.tree) if parent is not None else {}
-        return Facts(commit=commit, changes=compare(before, files), card=card)
+        changes = await asyncio.to_thread(compare, before, files)
+        return Facts(commit=commit, changes=changes, card=card)
 
     async def _card(self, repository: Repository, files: Mapping[str, File]) -> Card:
         file = files.get(CARD_PATH)
@@ -146,7 +147,7 @@ class Mover:
         except NotFound:
             # A damaged store must not stop refs from moving; reading the file says so to whoever does.
             return Card(error=f"{CARD_PATH} could not be read from the object store")
-        return read_card(source, sha256=file.sha256)
+        return await asyncio.to_thread(read_card, source, sha256=file.sha256)
 
 
 def no_repository(name: str) -> str:

@@ -228,18 +228,19 @@ def log_view(repository: str, page: LogPage) -> CommitPage:
     return CommitPage(items=[_commit_view(repository, id, commit) for id, commit in page.commits], cursor=page.cursor)
 
 
-def revision_view(repository: str, view: RevisionView) -> RevisionDetail:
-    """A revision as it is shown."""
+def revision_json(repository: str, view: RevisionView) -> str:
+    """A `RevisionDetail`, written down."""
     commit = view.commit
     tree = [
         FileView(path=path, size_bytes=file.size_bytes, sha256=file.sha256, scan_state=scan_state(path))
         for path, file in view.files.items()
     ]
-    return RevisionDetail(
+    detail = RevisionDetail(
         repository=repository, revision=view.revision, parents=list(commit.parents), message=commit.message,
         author=commit.author, created_at=commit.created_at, generation=commit.generation, tree=tree,
         lineage=commit.lineage,
     )  # fmt: skip
+    return detail.model_dump_json(exclude_defaults=True)
 
 
 ANY_ERROR: dict[int | str, dict[str, Any]] = {

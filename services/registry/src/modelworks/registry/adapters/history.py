@@ -108,9 +108,7 @@ class ObjectHistory:
             body = await self._objects.read(key)
         except NotFound:
             return None
-        if object_id(type, body) != id:
-            raise Damaged(f"{type} {id} of {repository} does not have the bytes of its id: restore it", object=id)
-        value = decode(body)
+        value = await asyncio.to_thread(_checked, repository, type, id, body, decode)
         self._keep((key, id), value)
         return value
 
@@ -123,6 +121,12 @@ class ObjectHistory:
         while self._cached_entries > self._cache_entries_max:
             _, oldest = self._cache.popitem(last=False)
             self._cached_entries -= _entries(oldest)
+
+
+def _checked(repository: str, type: ObjectType, id: str, body: bytes, decode: Callable[[bytes], T]) -> T:
+    if object_id(type, body) != id:
+        raise Damaged(f"{type} {id} of {repository} does not have the bytes of its id: restore it", object=id)
+    return decode(body)
 
 
 def _entries(value: Commit | Tree) -> int:
