@@ -86,6 +86,8 @@ async def serve(
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="off", server_header=False, date_header=False,
         timeout_graceful_shutdown=drain_seconds_max, timeout_keep_alive=30, h11_max_incomplete_event_size=64 * 1024,
+        # A caller's X-Forwarded-For is believed by the service that says whom it trusts (auth), never here.
+        proxy_headers=False,
     )  # fmt: skip
     server = _Server(config)
     stop = asyncio.Event()

@@ -38,6 +38,9 @@ class HttpUpstream:
         if scope["query_string"]:
             target += "?" + scope["query_string"].decode("latin-1")
         headers = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"] if k not in _HOP_BY_HOP]
+        if scope.get("client"):
+            # Appended after what the caller claims: a service that trusts this door reads from the right.
+            headers.append(("x-forwarded-for", scope["client"][0]))
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
         started = False
         try:
