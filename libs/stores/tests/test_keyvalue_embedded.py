@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -37,6 +39,23 @@ async def test_two_stores_share_nothing() -> None:
     assert await second.get("a") is None
     await first.close()
     await second.close()
+
+
+async def test_what_expired_and_is_never_read_again_does_not_fill_the_memory() -> None:
+    keyvalue = EmbeddedKeyValue()
+    await keyvalue.check()
+    tracemalloc.start()
+    for round_number in range(3):
+        for n in range(1000):
+            await keyvalue.set(f"{round_number} {n}", bytes(10_000), expires=timedelta(milliseconds=1))
+    await asyncio.sleep(0.01)
+    for _ in range(1000):
+        await keyvalue.get("another")
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held < 5_000_000
+    await keyvalue.close()
 
 
 async def test_a_closed_store_says_so() -> None:

@@ -16,7 +16,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from modelworks.events import AccessDenied
 from modelworks.kit.errors import Conflict, StoreUnavailable
+from modelworks.kit.http import create_app
+from modelworks.kit.platform import Platform
 from modelworks.stores import Objects, PresignedRequest
 from modelworks.stores.objects.folder import FolderObjects
 
@@ -42,19 +45,29 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "data" / "objects"
 
 
-def sender(objects: FolderObjects) -> Send:
-    """Sends to the presigned app, mounted as a service mounts it."""
+def door(objects: FolderObjects, platform: Platform, refusals: list[AccessDenied]) -> httpx.AsyncClient:
+    """A client of the presigned app, mounted as a service mounts it."""
+
+    async def record(refusal: AccessDenied, _: str) -> None:
+        refusals.append(refusal)
+
+    app = create_app("registry", platform, routers=[], record=record)
+    app.mount("/objects", objects.presigned_app())
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app))
+
+
+def sender(objects: FolderObjects, platform: Platform) -> Send:
+    refusals: list[AccessDenied] = []
 
     async def send(
         request: PresignedRequest, *, content: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
-        from starlette.applications import Starlette
-        from starlette.routing import Mount
-
-        app = Starlette(routes=[Mount("/objects", objects.presigned_app())])
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+        async with door(objects, platform, refusals) as client:
             answer = await client.request(request.method, request.url, content=content or None, headers=headers)
-            return answer.status_code, answer.content
+        # The audit is told of each refusal, and of nothing else.
+        assert len(refusals) == (answer.status_code == 403)
+        refusals.clear()
+        return answer.status_code, answer.content
 
     return send
 
@@ -73,9 +86,9 @@ class TestFolderObjects(ObjectsContract):
             await objects.close()
 
     @pytest.fixture
-    def send(self, objects: Objects) -> Send:
+    def send(self, objects: Objects, platform: Platform) -> Send:
         assert isinstance(objects, FolderObjects)
-        return sender(objects)
+        return sender(objects, platform)
 
 
 @pytest.fixture
@@ -232,25 +245,27 @@ async def test_presigning_needs_an_address(root: Path) -> None:
     await objects.close()
 
 
-async def test_the_secret_is_private_and_signs_across_restarts(root: Path, folder: FolderObjects) -> None:
+async def test_the_secret_is_private_and_signs_across_restarts(
+    root: Path, folder: FolderObjects, platform: Platform
+) -> None:
     await folder.put("a", HELLO)
     request = await folder.presign("GET", "a", expires=timedelta(minutes=1))
 
     again = FolderObjects(root, base_url=BASE_URL)
 
-    assert await sender(again)(request) == (200, HELLO)
+    assert await sender(again, platform)(request) == (200, HELLO)
     assert stat.S_IMODE((root / "presign.key").stat().st_mode) == 0o600
     assert len((root / "presign.key").read_bytes()) == 32
     await again.close()
 
 
-async def test_another_stores_signature_is_refused(tmp_path: Path, folder: FolderObjects) -> None:
+async def test_another_stores_signature_is_refused(tmp_path: Path, folder: FolderObjects, platform: Platform) -> None:
     other = FolderObjects(tmp_path / "other", base_url=BASE_URL)
     await folder.put("a", HELLO)
 
     request = await other.presign("GET", "a", expires=timedelta(minutes=1))
 
-    assert (await sender(folder)(request))[0] == 403
+    assert (await sender(folder, platform)(request))[0] == 403
     await other.close()
 
 
@@ -259,23 +274,19 @@ async def test_another_stores_signature_is_refused(tmp_path: Path, folder: Folde
     ["", "expires=&method=GET&signature=", "expires=99999999999&method=GET&signature=00",
      "expires=9e9&method=GET&signature=ü", "expires=-1&method=GET&signature=x", "expires=99999999999999&signature=x"],
 )  # fmt: skip
-async def test_a_forged_query_is_refused(folder: FolderObjects, query: str) -> None:
+async def test_a_forged_query_is_refused(folder: FolderObjects, platform: Platform, query: str) -> None:
     await folder.put("a", HELLO)
 
-    status, body = await sender(folder)(PresignedRequest("GET", f"{BASE_URL}/a?{query}"))
+    status, body = await sender(folder, platform)(PresignedRequest("GET", f"{BASE_URL}/a?{query}"))
 
     assert status == 403
     assert HELLO not in body
 
 
-async def test_a_presigned_put_is_bounded_whether_or_not_it_says_its_length(root: Path) -> None:
+async def test_a_presigned_put_is_bounded_whether_or_not_it_says_its_length(root: Path, platform: Platform) -> None:
     objects = FolderObjects(root, base_url=BASE_URL, put_bytes_max=100)
     request = await objects.presign("PUT", "a", expires=timedelta(minutes=1))
-    from starlette.applications import Starlette
-    from starlette.routing import Mount
-
-    app = Starlette(routes=[Mount("/objects", objects.presigned_app())])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+    async with door(objects, platform, []) as client:
         announced = await client.put(request.url, content=bytes(101))
         unannounced = await client.put(request.url, content=stream(bytes(60), bytes(60)))
         fitting = await client.put(request.url, content=bytes(100))
@@ -286,7 +297,7 @@ async def test_a_presigned_put_is_bounded_whether_or_not_it_says_its_length(root
     await objects.close()
 
 
-async def test_a_presigned_get_of_nothing_is_not_found(folder: FolderObjects) -> None:
+async def test_a_presigned_get_of_nothing_is_not_found(folder: FolderObjects, platform: Platform) -> None:
     request = await folder.presign("GET", "missing", expires=timedelta(minutes=1))
 
-    assert (await sender(folder)(request))[0] == 404
+    assert (await sender(folder, platform)(request))[0] == 404

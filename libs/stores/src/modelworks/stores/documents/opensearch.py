@@ -7,7 +7,9 @@ a save within a second. Nothing is sent twice: a save whose answer was lost may 
 from __future__ import annotations
 
 import json
+import logging
 import re
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -36,6 +38,7 @@ from opensearchpy.exceptions import OpenSearchException, TransportError
 _CONNECTIONS_MAX = 32
 _BULK_DOCUMENTS = 500
 _BULK_BYTES = 8 * 1024 * 1024
+_FIELDS_SECONDS = 30.0
 _VERSION = re.compile(r"(\d{1,18}):(\d{1,18})", re.ASCII)
 
 
@@ -56,7 +59,11 @@ class OpenSearchDocuments:
         self._where = settings.opensearch_url
         self._connection: AsyncOpenSearch | None = None
         self._closed = False
-        self._fields: dict[str, Fields] = {}
+        # With when they were read: another process may add fields, and what is saved here must be found by them.
+        self._fields: dict[str, tuple[Fields, float]] = {}
+        # It logs each conflict and each missing document as a warning, and outages with tracebacks: what fails is told
+        # to the caller, once.
+        logging.getLogger("opensearch").addFilter(_is_error)
 
     async def ensure(self, schema: Schema) -> None:
         wanted = check_schema(schema)
@@ -73,7 +80,7 @@ class OpenSearchDocuments:
             with self._errors(collection):
                 known = {path: kind for path, kind in merged.items() if path in indexed}
                 await self._client.indices.put_mapping(index=alias, body=mapping_body(merged, indexed=known))
-        self._fields[collection] = merged
+        self._fields[collection] = merged, time.monotonic()
         if set(merged) - indexed:
             # Also what another process began and did not end.
             await self._index_again(collection, merged)
@@ -196,12 +203,16 @@ class OpenSearchDocuments:
 
     async def _known(self, collection: str) -> Fields:
         """The collection's fields, from memory or from its mapping."""
-        if collection not in self._fields:
-            mapping = await self._mapping(collection)
-            if mapping is None:
-                raise InvalidInput(f"collection {collection!r} was not made yet: call ensure with its schema first")
-            self._fields[collection] = fields_of(mapping)[0]
-        return self._fields[collection]
+        fields, read_at = self._fields.get(collection, ({}, float("-inf")))
+        if time.monotonic() - read_at < _FIELDS_SECONDS:
+            return fields
+        mapping = await self._mapping(collection)
+        if mapping is None:
+            self._fields.pop(collection, None)
+            raise InvalidInput(f"collection {collection!r} was not made yet: call ensure with its schema first")
+        fields = fields_of(mapping)[0]
+        self._fields[collection] = fields, time.monotonic()
+        return fields
 
     async def _mapping(self, collection: str) -> Mapping[str, Any] | None:
         """The mapping of the newest index behind the alias, None when there is none."""
@@ -310,6 +321,10 @@ class OpenSearchDocuments:
         else:
             refused = StoreUnavailable(f"OpenSearch at {self._where} answered {status} {kind}: {reason}")
         raise refused
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def _document(found: Mapping[str, Any]) -> Document:

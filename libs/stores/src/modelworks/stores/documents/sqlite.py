@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modelworks.kit.errors import InvalidInput, ModelworksError, StoreUnavailable, VersionConflict
+from modelworks.kit.errors import InvalidInput, StoreUnavailable, VersionConflict
 from modelworks.stores.documents.fields import check_collection, check_id, check_schema, encode, merge
 from modelworks.stores.documents.port import Document, FieldType, Hit, Page, Query, Schema, Version
 from modelworks.stores.documents.queries import check_query
@@ -112,13 +112,16 @@ class SqliteDocuments:
         await self._write(write)
 
     async def search(self, collection: str, query: Query, *, facets: Sequence[str] = ()) -> Page:
+        def find(db: sqlite3.Connection) -> Page:
+            rows, total, counts = tables.search(db, checked)
+            shown = rows[: checked.limit]
+            cursor = checked.cursor(shown[-1].key, shown[-1].id) if len(rows) > checked.limit else None
+            hits = [Hit(Document(row.id, json.loads(row.body), str(row.version)), row.score) for row in shown]
+            return Page(hits, total, cursor, counts)
+
         tables = await self._collection(collection)
         checked = check_query(collection, tables.fields, query, facets)
-        rows, total, counts = await self._read(lambda db: tables.search(db, checked))
-        shown = rows[: checked.limit]
-        cursor = checked.cursor(shown[-1].key, shown[-1].id) if len(rows) > checked.limit else None
-        hits = [Hit(Document(row.id, json.loads(row.body), str(row.version)), row.score) for row in shown]
-        return Page(hits, total, cursor, counts)
+        return await self._read(find)
 
     async def refresh(self, collection: str) -> None:
         await self._collection(collection)
@@ -245,7 +248,10 @@ class _Writer:
                 db.execute("SAVEPOINT job")
                 try:
                     outcomes.append((future, work(db), None))
-                except ModelworksError as error:
+                except (sqlite3.Error, OSError):
+                    raise
+                except Exception as error:
+                    # Refused, or a fault in one job: the others must not pay for it.
                     db.execute("ROLLBACK TO job")
                     outcomes.append((future, None, error))
                 db.execute("RELEASE job")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from modelworks.stores.keyvalue.client import RedisClientKeyValue
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+
+T = TypeVar("T")
+
+_SWEEP_EVERY = 1000
+"""Calls."""
 
 
 class EmbeddedKeyValue(RedisClientKeyValue):
@@ -16,6 +22,15 @@ class EmbeddedKeyValue(RedisClientKeyValue):
 
     def __init__(self) -> None:
         super().__init__(_connect, where="of this process")
+        self._asked = 0
+
+    async def _ask(self, question: Callable[[Redis], Awaitable[T]]) -> T:
+        # fakeredis drops what has expired only when somebody looks at all keys, as this does: keys that are set and
+        # never read again would fill the memory.
+        self._asked += 1
+        if self._asked % _SWEEP_EVERY == 0:
+            await super()._ask(lambda redis: redis.dbsize())
+        return await super()._ask(question)
 
 
 async def _connect() -> Redis:

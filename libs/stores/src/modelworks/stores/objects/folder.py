@@ -263,7 +263,7 @@ class FolderObjects:
         return PresignedRequest(method, f"{self.base_url.rstrip('/')}/{key}?{query}")
 
     def presigned_app(self) -> PresignedApp:
-        """The ASGI app that answers presigned requests, to be mounted at `base_url`."""
+        """The ASGI app that answers presigned requests: mount it at `base_url`, in an app of `kit.http.create_app`."""
 
         async def signer() -> Signer:
             return await self._run(self._make_signer)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from modelworks.kit.errors import Forbidden, InvalidInput, ModelworksError, NotFound, TooLarge
+from modelworks.kit.errors import Forbidden, InvalidInput, NotFound, TooLarge
 from modelworks.stores.objects.keys import not_found
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -71,7 +71,7 @@ class Signer:
         if not signed or query.get("method") != method or number < self._clock():
             raise Forbidden(
                 "presigned URL is altered, for another method, or has expired: ask for a new one",
-                action=f"object:{method.lower()}", resource=key[:900], reason="signature-invalid",
+                action=f"object:{method.lower()}", resource=key[:900], reason="token-invalid",
             )  # fmt: skip
 
     def _sign(self, method: str, key: str, until: int) -> str:
@@ -79,7 +79,11 @@ class Signer:
 
 
 class PresignedApp:
-    """ASGI app over an object store: presigned GET (with Range) and PUT, nothing else."""
+    """ASGI app over an object store: presigned GET (with Range) and PUT, nothing else.
+
+    To be mounted in an app of `kit.http.create_app`, which renders the errors that this raises and tells the audit of
+    refused signatures.
+    """
 
     def __init__(self, objects: Objects, signer: Callable[[], Awaitable[Signer]], *, put_bytes_max: int) -> None:
         self._objects = objects
@@ -94,11 +98,8 @@ class PresignedApp:
         key = scope["path"].removeprefix(scope.get("root_path", "")).lstrip("/")
         try:
             response = await self._answer(request, key)
-        except ModelworksError as error:
-            from modelworks.kit.http import problem
-
-            response = problem(error)
-            response.headers.update(error.headers)
+        except ClientDisconnect:
+            return  # in the middle of a body: nothing was written, and nobody is there to be told
         await response(scope, receive, send)
 
     async def _answer(self, request: Request, key: str) -> Response:

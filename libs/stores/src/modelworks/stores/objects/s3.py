@@ -238,7 +238,7 @@ class S3Objects:
 
     async def close(self) -> None:
         self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)
         self._client._http.clear()
 
     async def _run(self, work: Callable[..., T], *arguments: object, key: str = "", upload: str = "") -> T:
