@@ -18,7 +18,9 @@ from modelworks.kit.errors import ModelworksError
 from rich.console import Console
 from rich.table import Table
 
-_FILES_MAX = 200
+_FILES_MAX = 120
+_EFFORT = {"OPTIMIZER_EVALUATION_SECONDS_MAX": "2.5"}
+"""Less measuring than a suite does by default: a demonstration should not keep people waiting."""
 
 
 def run_demo(*, data: Path | None, files: Path, bert: bool) -> int:
@@ -35,7 +37,7 @@ def run_demo(*, data: Path | None, files: Path, bert: bool) -> int:
 
 
 async def _demo(console: Console, data: Path, files: Path, bert: bool) -> int:
-    suite = SuiteProcess(data)
+    suite = SuiteProcess(data, environment=_EFFORT)
     rows: list[tuple[str, str, float]] = []
     step = "start"
     walk: Any = None
@@ -48,7 +50,7 @@ async def _demo(console: Console, data: Path, files: Path, bert: bool) -> int:
             outcome = await work()
         seconds = time.monotonic() - started
         rows.append((name, outcome, seconds))
-        console.print(f"[green]ok[/] {name}: {_plain(outcome)} [dim]({seconds:.1f} s)[/]")
+        console.print(f"[green]ok[/] {name}: {_plain(outcome)} [dim]({seconds:.1f} s)[/]", soft_wrap=True)
 
     async def start() -> str:
         await asyncio.to_thread(suite.start)
@@ -102,7 +104,7 @@ async def _steps(
     await take("publish", walk.publish)
     await take("optimize", lambda: walk.optimize(progress))
     for finding in walk.found["job"]["report"].get("findings", []):
-        console.print(f"   {_plain(finding)}")
+        console.print(f"   {_plain(finding)}", soft_wrap=True)
     await take("deploy", walk.deploy)
     await take("predict", walk.predict)
     await take("answer an event", walk.answer_event)
