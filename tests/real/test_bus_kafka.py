@@ -30,6 +30,7 @@ from libs.stores.tests.contract_bus import (  # noqa: E402
     drained,
     failing,
     message,
+    tail,
 )
 
 pytestmark = pytest.mark.real
@@ -172,3 +173,22 @@ async def test_an_idle_member_costs_little(open_bus: OpenBus, topic: str, group:
     await asyncio.sleep(2)
 
     assert time.process_time() - before < 0.2
+
+
+async def test_a_tail_goes_on_in_every_partition_that_has_a_cursor(open_bus: OpenBus, topic: str) -> None:
+    bus = open_bus()
+    first = asyncio.ensure_future(anext(following := tail(bus, [topic])))
+    await asyncio.sleep(1)
+    await bus.publish([message(topic, f"{n}", key=f"{n}") for n in range(40)])
+    seen = [await first, *[await anext(following) for _ in range(19)]]
+    await following.aclose()
+    last = {one.partition: one.offset for one in seen}
+    await bus.publish([message(topic, "new", key=f"{n}") for n in range(40)])
+
+    again = tail(bus, [topic], after={topic: ",".join(f"{partition}:{offset}" for partition, offset in last.items())})
+    rest = [await asyncio.wait_for(anext(again), 10) for _ in range(len(last))]
+    await again.aclose()
+
+    for one in rest:
+        assert one.offset == last[one.partition] + 1
+        last[one.partition] = one.offset

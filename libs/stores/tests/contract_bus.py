@@ -798,7 +798,7 @@ class BusContract:
             assert sorted((one.message.topic, text(one)) for one in got) == [(topics[0], "a"), (topics[1], "b")]
             await following.aclose()
 
-    @pytest.mark.parametrize("cursor", ["", "x", "0", "0:x", "-1:5", "0:-5", "99999:0"])
+    @pytest.mark.parametrize("cursor", ["", "x", "0", "0:x", "-1:5", "0:-5", "99999:0", "0:1,0:2", "0:1,"])
     async def test_a_tail_refuses_a_cursor_that_is_none(self, bus: Bus, topic: str, cursor: str) -> None:
         with pytest.raises(InvalidInput, match="cursor"):
             await asyncio.wait_for(anext(tail(bus, [topic], after={topic: cursor})), 10)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -165,6 +165,25 @@ def checked(subscription: Subscription) -> tuple[str, ...]:
             f" in_flight_max {subscription.in_flight_max} 1 to 1000"
         )
     return topics
+
+
+def positions(topic: str, cursors: str, partitions: Collection[int]) -> dict[int, int]:
+    """Where a tail goes on, a partition: the offset after each cursor of `<partition>:<offset>,...`.
+
+    Raises:
+        InvalidInput: a cursor is malformed, names a partition that the topic has not, or stands twice.
+    """
+    found: dict[int, int] = {}
+    for cursor in cursors.split(","):
+        partition, _, offset = cursor.partition(":")
+        numbers = [int(text) for text in (partition, offset) if text.isascii() and text.isdigit() and len(text) <= 15]
+        if len(numbers) != 2 or numbers[0] not in partitions or numbers[0] in found:
+            raise InvalidInput(
+                f"cursor {cursor!r} of topic {topic!r} is not one of this bus: give what deliveries have as `cursor`, "
+                "one a partition, joined by commas"
+            )
+        found[numbers[0]] = numbers[1] + 1
+    return found
 
 
 def measured(message: Message) -> int:

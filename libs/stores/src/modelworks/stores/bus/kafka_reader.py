@@ -8,7 +8,8 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
-from modelworks.kit.errors import InvalidInput, NotFound
+from modelworks.kit.errors import NotFound
+from modelworks.stores.bus.handling import positions
 from modelworks.stores.bus.kafka_admin import Cluster
 from modelworks.stores.bus.kafka_records import delivery_of, letters_of
 from modelworks.stores.bus.port import DEAD_LETTER_SUFFIX, DeadLetter, Delivery
@@ -25,9 +26,11 @@ async def tail(
     await cluster.ensure(topics)
     partitions = await cluster.partitions(topics)
     starts = await cluster.ends(partitions)
-    for topic, cursor in after.items():
-        if topic in topics:
-            starts.update([_after(topic, cursor, partitions)])
+    for topic in topics:
+        if topic in after:
+            known = [tp.partition for tp in partitions if tp.topic == topic]
+            for partition, offset in positions(topic, after[topic], known).items():
+                starts[TopicPartition(topic, partition)] = offset
     consumer = await _reader(cluster, starts)
     try:
         while not closing():
@@ -109,13 +112,6 @@ async def _reader(cluster: Cluster, starts: Mapping[TopicPartition, int]) -> AIO
 async def _stopped(consumer: AIOKafkaConsumer) -> None:
     with suppress(KafkaError, OSError):
         await consumer.stop()
-
-
-def _after(topic: str, cursor: str, partitions: Sequence[TopicPartition]) -> tuple[TopicPartition, int]:
-    partition, _, offset = cursor.partition(":")
-    if _number(partition) < 0 or _number(offset) < 0 or (tp := TopicPartition(topic, int(partition))) not in partitions:
-        raise InvalidInput(f"cursor {cursor!r} of topic {topic!r} is not one of this bus: give a delivery's cursor")
-    return tp, int(offset) + 1
 
 
 def _place(id: str) -> tuple[str, int, int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from modelworks.kit.errors import InvalidInput, NotFound, StoreUnavailable
 from modelworks.kit.logging import get_logger
-from modelworks.stores.bus.handling import check_topic, checked, measured
+from modelworks.stores.bus.handling import check_topic, checked, measured, positions
 from modelworks.stores.bus.port import Consumer, DeadLetter, Delivery, Lag, Message, Subscription
 from modelworks.stores.bus.sqlite_consumer import Lane, Member
 from modelworks.stores.bus.sqlite_log import Retention, SqliteLog
@@ -79,7 +79,7 @@ class SqliteBus:
         for topic in topics:
             check_topic(topic)
         after = after or {}
-        nexts = {topic: _after(topic, after[topic]) for topic in topics if topic in after}
+        nexts = {topic: positions(topic, after[topic], (0,))[0] for topic in topics if topic in after}
         ends = await self._log.run(lambda c: self._log.ends(c, topics), durable=True)
         self._published(ends)
         nexts = {topic: nexts.get(topic, ends[topic]) for topic in topics}
@@ -184,10 +184,3 @@ class SqliteBus:
             log.warning("bus.trim-failed", error=str(error))
         finally:
             self._trimming = None
-
-
-def _after(topic: str, cursor: str) -> int:
-    partition, _, offset = cursor.partition(":")
-    if partition != "0" or not (offset.isascii() and offset.isdigit()) or len(offset) > 15:
-        raise InvalidInput(f"cursor {cursor!r} of topic {topic!r} is not one of this bus: give a delivery's cursor")
-    return int(offset) + 1
