@@ -547,6 +547,7 @@ async def test_a_private_repository_does_not_exist_for_others_but_the_audit_hear
                 absent = await bob.request(method, f"{ROOT}/lab/absent{suffix}", json=body)
                 assert hidden.status_code == absent.status_code == 404
                 assert hidden.text.replace("secret", "absent") == absent.text
+            await hub.stores.documents.refresh("registry-repositories")
             found = (await bob.get(ROOT)).json()
         assert (found["items"], found["total"]) == ([], 0)
         assert [each["name"] for each in (await ada.get(ROOT)).json()["items"]] == ["lab/secret"]

@@ -8,10 +8,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelworks.registry.card import read_card
 from modelworks.registry.content import HEAD_BYTES, fault, head_bytes, scan_state
+
+unhurried = settings(deadline=None)
+"""Time says more of the machine than of the code."""
 
 
 def onnx(*, ir_version: int = 8, graph: bytes = b"\x0a\x03abc", after: bytes = b"\x42\x02\x10\x0d") -> bytes:
@@ -75,6 +78,7 @@ def test_an_unknown_field_of_a_later_onnx_passes() -> None:
     assert verdict("m.onnx", onnx(after=b"\xfa\x01\x01x")) == ""
 
 
+@unhurried
 @given(st.binary(max_size=200))
 def test_any_bytes_get_a_verdict(data: bytes) -> None:
     assert isinstance(verdict("m.onnx", data), str)
@@ -207,6 +211,7 @@ def test_values_of_other_types_are_left_out() -> None:
     assert (card.license, card.tags, card.library) == (None, ("a", "b"), "torch")
 
 
+@unhurried
 @given(st.binary(max_size=300))
 def test_any_readme_gives_a_card(source: bytes) -> None:
     assert read_card(b"---\n" + source, sha256="").sha256 == ""

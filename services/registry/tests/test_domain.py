@@ -8,7 +8,7 @@ import unicodedata
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelworks.events import Lineage, RefMoved, RepositoryCreated, RevisionCommitted
 from modelworks.kit.errors import Conflict, InvalidInput, NotFound, TooLarge, VersionConflict
@@ -29,6 +29,9 @@ from modelworks.registry.domain import (
 )
 from modelworks.registry.names import check_path, check_ref, check_repository, check_twins
 from modelworks.registry.objects import Changes, Commit, File, Tree, canonical, compare, object_id, plant
+
+unhurried = settings(deadline=None)
+"""Time says more of the machine than of the code."""
 
 A, B, C = ("a" * 40, "b" * 40, "c" * 40)
 X, Y = ("1" * 64, "2" * 64)
@@ -116,6 +119,7 @@ listings = st.dictionaries(
 ).filter(lambda files: not any(other.startswith(path + "/") for path in files for other in files))
 
 
+@unhurried
 @given(listings, st.randoms())
 def test_tree_ids_depend_on_the_files_and_on_nothing_else(files: dict[str, File], random: Any) -> None:
     shuffled = list(files.items())
@@ -124,11 +128,13 @@ def test_tree_ids_depend_on_the_files_and_on_nothing_else(files: dict[str, File]
     assert plant(dict(shuffled)).root == plant(files).root
 
 
+@unhurried
 @given(listings, listings)
 def test_equal_tree_ids_mean_equal_files(one: dict[str, File], other: dict[str, File]) -> None:
     assert (plant(one).root == plant(other).root) == (one == other)
 
 
+@unhurried
 @given(listings)
 def test_trees_give_back_every_file(files: dict[str, File]) -> None:
     planted = plant(files)
@@ -156,6 +162,7 @@ commits = st.builds(
 )  # fmt: skip
 
 
+@unhurried
 @given(commits)
 def test_a_commit_is_the_same_after_its_bytes(commit: Commit) -> None:
     body = commit.encode()
@@ -166,11 +173,13 @@ def test_a_commit_is_the_same_after_its_bytes(commit: Commit) -> None:
     assert int(commit.id, 16) >= 0
 
 
+@unhurried
 @given(commits, commits)
 def test_equal_commit_ids_mean_equal_commits(one: Commit, other: Commit) -> None:
     assert (one.id == other.id) == (one == other)
 
 
+@unhurried
 @given(st.recursive(texts | st.integers(-(2**53), 2**53) | st.booleans() | st.none(),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abcxyz"), inner), max_leaves=10))  # fmt: skip
 def test_canonical_json_is_json_and_a_fixed_point(value: Any) -> None:

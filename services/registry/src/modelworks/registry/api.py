@@ -14,6 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 from fastapi.routing import APIRoute
 from modelworks.kit.errors import InvalidInput, TooLarge
 from modelworks.kit.http import Authenticated, authenticated
+from modelworks.kit.logging import get_logger
 from modelworks.registry.access import READ, WRITE, Access
 from modelworks.registry.domain import OMITTED, Expected, Kind, RefKind, Repository
 from modelworks.registry.handlers import Handlers
@@ -48,6 +49,8 @@ _LARGE_BODY_BYTES = 64 * 1024
 _JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _REPOSITORY = "/{namespace}/{name}"
 
+log = get_logger("registry")
+
 Limit = Annotated[int, Query(ge=1, le=1000, description="Most items; the server may give fewer, with a cursor.")]
 
 
@@ -81,6 +84,7 @@ def _repositories(handlers: Handlers, access: Access, settings: RegistrySettings
         made = await handlers.create(
             body.name, kind=body.kind, private=body.private, description=body.description, actor=principal.id
         )
+        log.info("repository.created", repository=made.name, private=made.private, principal=principal.id)
         return repository_view(made)
 
     @routes.get("", responses=problems(400))
@@ -137,6 +141,10 @@ def _commits(handlers: Handlers, access: Access, settings: RegistrySettings) -> 
         """Commit uploaded blobs to paths, and delete paths, on a branch."""
         repository = await access.require(principal, WRITE, f"{namespace}/{name}")
         committed = await handlers.commit(repository.name, body.command(), actor=principal.id)
+        log.info(
+            "revision.committed" if committed.created else "revision.unchanged",
+            repository=repository.name, revision=committed.revision, branch=body.branch, principal=principal.id,
+        )  # fmt: skip
         response.status_code = 201 if committed.created else 200
         return committed_view(repository.name, body.branch, committed)
 
@@ -192,6 +200,9 @@ def _refs(handlers: Handlers, access: Access, settings: RegistrySettings) -> API
         moved, made = await handlers.set_ref(
             repository.name, kind, ref, body.revision, expected=body.expectation(), actor=principal.id
         )
+        log.info(
+            "ref.set", repository=repository.name, kind=kind, ref=ref, revision=moved.revision, principal=principal.id
+        )
         response.status_code = 201 if made else 200
         return RefView(kind=moved.kind, name=moved.name, revision=moved.revision)
 
@@ -210,6 +221,7 @@ def _refs(handlers: Handlers, access: Access, settings: RegistrySettings) -> API
         repository = await access.require(principal, WRITE, f"{namespace}/{name}")
         condition: Expected = OMITTED if expected is None else expected
         await handlers.delete_ref(repository.name, kind, ref, expected=condition, actor=principal.id)
+        log.info("ref.deleted", repository=repository.name, kind=kind, ref=ref, principal=principal.id)
 
     return routes
 
@@ -231,6 +243,7 @@ def _bytes(handlers: Handlers, transfers: Transfers, access: Access) -> APIRoute
         uploaded = await transfers.upload(
             repository, sha256, _body_of(request), announced_bytes=_content_length(request), actor=principal.id
         )
+        log.info("blob.stored", repository=repository.name, sha256=sha256, size_bytes=uploaded.size_bytes)
         response.status_code = 201 if uploaded.created else 200
         return BlobView(sha256=uploaded.sha256, size_bytes=uploaded.size_bytes)
 
