@@ -14,6 +14,7 @@ from modelworks.audit.entry import EntryError
 from modelworks.audit.metrics import Metrics
 from modelworks.audit.ports import Index, Lease
 from modelworks.audit.sequencer import Sequencer
+from modelworks.audit.waiting import first_of
 from modelworks.events import EnvelopeError
 from modelworks.kit.errors import Conflict, Unavailable
 from modelworks.kit.logging import get_logger
@@ -114,6 +115,7 @@ class Turn:
         self._intake = intake
         self._subscription = Subscription(GROUP, TOPICS, intake, batch_max=batch_max, retry=_RETRY)
         self._every = every.total_seconds()
+        self._stopping = asyncio.Event()
         self._trouble: str | None = "the log is not opened yet"
         self.leading = False
         """This process sequences."""
@@ -129,18 +131,17 @@ class Turn:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Take turns while the body runs."""
+        """Take turns while the body runs; on leaving, finish the batch under way and give the lease back."""
         task = asyncio.create_task(self._forever(), name="audit turns")
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            self._stopping.set()
+            await task
 
     async def _forever(self) -> None:
         ensured = False
-        while True:
+        while not self._stopping.is_set():
             try:
                 if not ensured:
                     await self._index.ensure()
@@ -152,7 +153,11 @@ class Turn:
             except (Unavailable, Conflict, LogDamaged) as error:
                 self._trouble = error.message
                 log.warning("audit.turn-failed", error=error.message)
-            await asyncio.sleep(self._every)
+            except Exception as error:
+                # A mistake in the code must not end the turns unnoticed: readiness tells of it, and it is tried again.
+                self._trouble = f"{type(error).__name__}: {error}"
+                log.error("audit.turn-crashed", exc_info=error)
+            await first_of(self._stopping, within=self._every)
 
     async def _lead(self) -> None:
         """Sequence until the lease is lost or another process is found at work."""
@@ -169,9 +174,9 @@ class Turn:
                         consumer.check()
                     except Unavailable as error:
                         self._trouble = error.message
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._intake.fenced.wait(), self._every)
-                log.warning("audit.stepped-down", fenced=self._intake.fenced.is_set())
+                    await first_of(self._intake.fenced, self._stopping, within=self._every)
+                if not self._stopping.is_set():
+                    log.warning("audit.stepped-down", fenced=self._intake.fenced.is_set())
             finally:
                 self.leading = False
                 await consumer.stop()
@@ -180,4 +185,4 @@ class Turn:
                 await self._lease.release()
 
     async def _renewed(self) -> bool:
-        return not self._intake.fenced.is_set() and await self._lease.renew()
+        return not (self._intake.fenced.is_set() or self._stopping.is_set()) and await self._lease.renew()

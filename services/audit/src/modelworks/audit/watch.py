@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
 from modelworks.audit.metrics import Metrics
 from modelworks.audit.stream import GROUP, Turn
 from modelworks.audit.sweep import IndexAudit, Report
+from modelworks.audit.waiting import first_of
 from modelworks.kit.clock import Clock
 from modelworks.kit.errors import ModelworksError
 from modelworks.kit.logging import get_logger
@@ -34,6 +35,7 @@ class Watch:
         self._clock = clock
         self._seconds = seconds
         self._leaves = leaves
+        self._stopping = asyncio.Event()
         self._last: dict[str, Any] = {"checked_at": None}
 
     def health(self) -> dict[str, Any]:
@@ -69,14 +71,14 @@ class Watch:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            self._stopping.set()
+            await task
 
     async def _forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._seconds)
+        while not await first_of(self._stopping, within=self._seconds):
             try:
                 await self.look()
             except ModelworksError as error:
                 log.warning("audit.look-failed", error=error.message)
+            except Exception as error:
+                log.error("audit.look-crashed", exc_info=error)
