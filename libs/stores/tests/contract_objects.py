@@ -261,11 +261,13 @@ class ObjectsContract:
         assert all(isinstance(each, VersionConflict) for n, each in enumerate(outcomes) if n not in winners)
         assert await stores[0].read("a") == f"writer {winners[0]}".encode()
 
-    async def test_of_many_who_replace_an_etag_exactly_one_wins_each_round(self, objects: Objects) -> None:
+    async def test_of_many_who_replace_an_etag_exactly_one_wins_each_round(self, open_objects: OpenObjects) -> None:
+        stores = [open_objects(), open_objects()]
+        objects = stores[0]
         info = await objects.put("a", b"start")
         for round_number in range(5):
             outcomes = await asyncio.gather(
-                *(objects.put("a", f"{round_number} {n}".encode(), if_match=info.etag) for n in range(10)),
+                *(stores[n % 2].put("a", f"{round_number} {n}".encode(), if_match=info.etag) for n in range(10)),
                 return_exceptions=True,
             )
 

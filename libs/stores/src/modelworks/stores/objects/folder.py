@@ -3,9 +3,10 @@
     data/<key>@        an object; the mark keeps key `a` apart from the folder of key `a/b`
     temporary/<id>     what is being written; locked by its writer, so that a start can tell what a crash left
     uploads/<id>/      a multipart upload: its key in `key`, and one file a part
+    locks/<n>          held while an object is looked at and replaced
     presign.key        the secret of presigned URLs, mode 0600
 
-One process at a time works in it; all blocking calls run in threads.
+All blocking calls run in threads.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from modelworks.stores.objects.keys import (
 )
 from modelworks.stores.objects.port import ObjectInfo, Part, PresignedRequest
 from modelworks.stores.objects.presigned import PresignedApp, Signer
-from modelworks.stores.objects.writing import TemporaryFile, commit, etag_of, remove_stale
+from modelworks.stores.objects.writing import KeyLocks, TemporaryFile, commit, etag_of, remove_stale
 
 CHUNK_BYTES = 1024 * 1024
 _MARK = "@"
@@ -73,7 +74,7 @@ class FolderObjects:
         self._opening = threading.Lock()
         self._signer: Signer | None = None
         # A commit looks at the stored object and then replaces it: one at a time for a key.
-        self._locks = [threading.Lock() for _ in range(64)]
+        self._locks = KeyLocks(root / "locks")
 
     async def put(
         self,
@@ -163,7 +164,7 @@ class FolderObjects:
     async def delete(self, key: str) -> None:
         def remove() -> None:
             path = self._path(key)
-            with self._lock(key):
+            with self._locks.hold(key):
                 path.unlink(missing_ok=True)
             for folder in path.parents:
                 if folder == self._data:
@@ -300,7 +301,7 @@ class FolderObjects:
         with self._opening:
             if self._opened:
                 return
-            for folder in (self._data, self._temporary, self._uploads):
+            for folder in (self._data, self._temporary, self._uploads, self._root / "locks"):
                 folder.mkdir(parents=True, exist_ok=True)
             remove_stale(self._temporary)
             for upload in self._uploads.iterdir():
@@ -318,9 +319,6 @@ class FolderObjects:
     def _path(self, key: str) -> Path:
         return self._data / (key + _MARK)
 
-    def _lock(self, key: str) -> threading.Lock:
-        return self._locks[hash(key) % len(self._locks)]
-
     def _temporary_file(self, hashing: bool) -> TemporaryFile:
         return TemporaryFile(self._temporary, hashing=hashing)
 
@@ -335,7 +333,7 @@ class FolderObjects:
         self, key: str, file: TemporaryFile, *, if_absent: bool = False, if_match: str | None = None
     ) -> ObjectInfo:
         etag = file.seal()
-        with self._lock(key):
+        with self._locks.hold(key):
             if if_match is not None:
                 stored = self._head(key)
                 if stored is None or stored.etag != if_match:

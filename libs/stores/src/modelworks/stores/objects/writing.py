@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 import uuid
-from contextlib import suppress
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -18,6 +21,7 @@ except ImportError:  # Windows
 _STALE_SECONDS = 60
 _SYNC_EVERY_BYTES = 32 * 1024 * 1024
 _ATTEMPTS = 100
+_LOCKS = 64
 
 
 def etag_of(status: os.stat_result) -> str:
@@ -87,6 +91,29 @@ class TemporaryFile:
             self._descriptor = None
         with suppress(FileNotFoundError):
             self.path.unlink()
+
+
+class KeyLocks:
+    """One lock for a key, against threads and other processes; keys share 64 of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._threads = [threading.Lock() for _ in range(_LOCKS)]
+
+    @contextmanager
+    def hold(self, key: str) -> Iterator[None]:
+        """Hold the key's lock; a process that dies lets go of it."""
+        number = zlib.crc32(key.encode()) % _LOCKS
+        with self._threads[number]:
+            if fcntl is None:
+                yield
+                return
+            descriptor = os.open(self._folder / f"{number:02}", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(descriptor)
 
 
 def commit(file: TemporaryFile, path: Path, *, root: Path, exclusive: bool = False) -> None:
