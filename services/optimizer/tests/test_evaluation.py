@@ -55,17 +55,23 @@ class TestInputs:
         found = from_npz(session(tmp_path, models.classifier()), save(tmp_path, x=x), samples_max=100, shown="f")
 
         assert (found.samples, found.about.source, found.whole) == (30, "repository", False)
-        assert np.array_equal(found.feed(28, 2)["x"], x[28:])
-        assert np.array_equal(found.repeated(29, 2)["x"], x[[29, 0]])
+        assert np.array_equal(np.sort(found.arrays["x"], axis=0), np.sort(x, axis=0))
+        assert np.array_equal(found.feed(28, 2)["x"], found.arrays["x"][28:])
+        assert np.array_equal(found.repeated(29, 2)["x"], found.arrays["x"][[29, 0]])
 
-    def test_more_samples_than_wanted_are_thinned_over_the_whole_set(self, tmp_path: Path, models: ModuleType) -> None:
+    def test_of_more_samples_than_wanted_the_same_are_drawn_from_the_whole_set(
+        self, tmp_path: Path, models: ModuleType
+    ) -> None:
         x = np.arange(1000, dtype=np.float32)[:, None].repeat(64, axis=1)
 
-        found = from_npz(session(tmp_path, models.classifier()), save(tmp_path, x=x), samples_max=10, shown="f")
+        model, path = session(tmp_path, models.classifier()), save(tmp_path, x=x)
+        found, again = (from_npz(model, path, samples_max=100, shown="f") for _ in range(2))
 
-        assert found.samples == 10
-        assert found.arrays["x"][0, 0] == 0
-        assert found.arrays["x"][-1, 0] == 999
+        drawn = found.arrays["x"][:, 0]
+        assert found.samples == len(set(drawn)) == 100
+        assert drawn.min() < 100
+        assert drawn.max() > 900
+        assert np.array_equal(drawn, again.arrays["x"][:, 0])
 
     @pytest.mark.parametrize("dtype", ["float64", "float16"])
     def test_other_width_of_the_same_kind_is_converted(self, tmp_path: Path, models: ModuleType, dtype: str) -> None:
@@ -399,6 +405,24 @@ class TestTarget:
 
         assert found.agreement.original_not_finite > 0
         assert found.agreement.agreement < 1
+
+    def test_comparison_that_takes_too_long_is_cut_short_and_the_report_says_so(
+        self, tmp_path: Path, models: ModuleType
+    ) -> None:
+        effort = Effort(rounds=5, seconds_max=0.2, samples_max=200, seconds_compare_max=1e-6)
+        one = order(tmp_path, models.classifier(), arrays=("inputs.npz",), effort=effort)
+        np.savez(tmp_path / "source" / "inputs.npz", x=np.random.default_rng(5).standard_normal((150, 64)))
+
+        found = measure(one)
+
+        assert (found.inputs.samples, found.agreement.samples) == (150, 64)
+        assert found.notes == ("Answers were compared on 64 of 150 inputs, chosen at random: 1e-06 s were over.",)
+
+    def test_profile_names_what_takes_the_time(self, tmp_path: Path, models: ModuleType) -> None:
+        found = measure(order(tmp_path, models.classifier(width=1024), options={"weight_type": "uint8"}))
+
+        assert found.profile.original[0].operator == "MatMul"
+        assert 0 < found.profile.original[0].ms < 3 * found.latency[0].original_ms
 
     def test_options_fix_the_candidate(self, tmp_path: Path, models: ModuleType) -> None:
         options = {"weight_type": "uint8", "per_channel": False, "reduce_range": True}

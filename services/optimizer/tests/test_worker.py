@@ -7,12 +7,15 @@ import os
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from modelworks.optimizer import domain
 from modelworks.optimizer.adapters.workshop_subprocess import COMMAND, SubprocessWorkshop
+from modelworks.optimizer.domain import Job
 from modelworks.optimizer.order import Effort, Order
 from modelworks.optimizer.passes import WorkError
 from modelworks.optimizer.recipe import Rules
@@ -190,14 +193,10 @@ async def test_worker_ends_when_its_service_is_killed(tmp_path: Path, models: Mo
     await eventually(lambda: gone(worker))
 
 
-async def test_folders_of_killed_runs_are_removed_by_the_next(tmp_path: Path) -> None:
-    from datetime import UTC, datetime
-
-    from modelworks.optimizer import domain
-
+def job(id: str = "opt-1", fence: int = 1) -> Job:
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    job, _ = domain.accept(
-        id="opt-1",
+    accepted, _ = domain.accept(
+        id=id,
         repository="a/b",
         revision="1" * 40,
         ref="main",
@@ -205,17 +204,32 @@ async def test_folders_of_killed_runs_are_removed_by_the_next(tmp_path: Path) ->
         actor="x",
         now=now,
     )
-    left, other = tmp_path / "opt-1.1", tmp_path / "opt-10.1"
-    left.mkdir()
-    other.mkdir()
+    return accepted.model_copy(update={"fence": fence})
 
-    async with workshop(tmp_path).folder(
-        domain.start(job, crashed=True, now=now).model_copy(update={"fence": 2})
-    ) as folder:
-        assert folder == tmp_path / "opt-1.2"
-        assert not left.exists()
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["opt-10.1"]
+async def test_folder_of_a_run_is_empty_private_and_gone_at_its_end(tmp_path: Path) -> None:
+    async with workshop(tmp_path / "new").folder(job()) as folder:
+        assert list(folder.iterdir()) == []
+        assert folder.stat().st_mode & 0o077 == 0
+
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+async def test_folders_of_killed_runs_are_removed_by_the_next_and_others_are_not(tmp_path: Path) -> None:
+    for name in ("opt-1.1.aa", "opt-10.1.aa"):
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.lock").touch()
+
+    async with workshop(tmp_path).folder(job(fence=2)) as folder:
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+            [folder.name, f"{folder.name}.lock", "opt-10.1.aa", "opt-10.1.aa.lock"]
+        )
+
+
+async def test_folder_in_use_by_another_suite_with_the_same_job_is_left_alone(tmp_path: Path) -> None:
+    async with workshop(tmp_path).folder(job()) as one, workshop(tmp_path).folder(job()) as other:
+        assert one != other
+        assert one.is_dir()
 
 
 def test_service_imports_none_of_the_heavy_libraries() -> None:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from modelworks.client import AsyncModelworks, ClientCredentials
 from modelworks.kit.http import create_app
 from modelworks.kit.platform import Platform
-from modelworks.kit.service import Service, run_service
+from modelworks.kit.service import Service, run_service, settings_or_exit
 from modelworks.kit.settings import PlatformSettings
 from modelworks.optimizer.access import Access
 from modelworks.optimizer.adapters.jobs_outbox import SCHEMA, OutboxJobs
@@ -91,10 +91,11 @@ def _registry(settings: OptimizerSettings) -> ModelRepository:
 
 def main() -> None:
     """Run the optimizer in a process of its own."""
-    settings = OptimizerSettings()
+    settings = settings_or_exit("optimizer", OptimizerSettings)
 
     def compose(platform: Platform) -> Service:
-        stores = open_stores(StoresSettings(), environment=PlatformSettings().environment)
+        environment = settings_or_exit("optimizer", PlatformSettings).environment
+        stores = open_stores(settings_or_exit("optimizer", StoresSettings), environment=environment)
         return build(stores, settings, platform, owns_stores=True)
 
     run_service("optimizer", settings, compose)

@@ -24,6 +24,8 @@ class Effort(Value):
     """Wall time of the rounds of one batch size."""
     samples_max: int = Field(600, ge=1, le=100_000)
     """Inputs to compare answers on."""
+    seconds_compare_max: float = Field(20.0, gt=0, le=86_400)
+    """Wall time of each model's answers; when it is over, those answered so far (64 at least) are compared."""
     probe_samples: int = Field(32, ge=1, le=10_000)
     """Inputs for choosing among a pass's candidates."""
     output_bytes_max: int = Field(512 * 1024 * 1024, ge=1024)

@@ -47,6 +47,12 @@ class OptimizerSettings(Settings):
     )
     evaluation_rounds: int = Field(15, ge=5, le=1000, description="Rounds of paired timing a batch size.")
     evaluation_seconds_max: float = Field(4, gt=0, le=3600, description="Wall time of the rounds of one batch size.")
+    evaluation_compare_seconds_max: float = Field(
+        20,
+        gt=0,
+        le=86_400,
+        description="Wall time of the original's answers; then those so far (64 at least) are compared.",
+    )
     evaluation_samples_max: int = Field(600, ge=1, le=100_000, description="Inputs on which answers are compared.")
 
     progress_ms_min: int = Field(
@@ -63,4 +69,5 @@ class OptimizerSettings(Settings):
         return Effort(
             threads=self.evaluation_threads, batches=self.evaluation_batches, rounds=self.evaluation_rounds,
             seconds_max=self.evaluation_seconds_max, samples_max=self.evaluation_samples_max,
+            seconds_compare_max=self.evaluation_compare_seconds_max,
         )  # fmt: skip

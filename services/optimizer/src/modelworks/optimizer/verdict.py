@@ -34,8 +34,8 @@ class RuleResult(Value):
     """One rule and how it came out."""
 
     rule: str
-    wanted: float | str
-    measured: float | str | None
+    wanted: int | float | str
+    measured: int | float | str | None
     passed: bool
 
 

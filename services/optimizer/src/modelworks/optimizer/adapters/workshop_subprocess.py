@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -27,6 +29,7 @@ from pydantic import ValidationError
 _LINE_BYTES_MAX = 8 * 1024 * 1024
 _STDERR_BYTES_KEPT = 4096
 _WATCH_SECONDS = 0.1
+_LOCK = ".lock"
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # All that a Python with numeric libraries needs; the suite's own variables hold secrets.
 _ENVIRONMENT = ("PATH", "PYTHONPATH", "VIRTUAL_ENV", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "OPENBLAS_CORETYPE")
@@ -44,22 +47,33 @@ class SubprocessWorkshop:
 
     @asynccontextmanager
     async def folder(self, job: Job) -> AsyncIterator[Path]:
-        """See the port."""
+        """See the port. A lock tells other processes, even of another suite with the same job, that it is in use."""
         await self.clear(job)
-        path = self._folder / f"{job.id}.{job.fence}"
-        await asyncio.to_thread(path.mkdir, mode=0o700, parents=True)
+        path = self._folder / f"{job.id}.{job.fence}.{secrets.token_hex(4)}"
+        lock = await asyncio.to_thread(_make, path)
         try:
             yield path
         finally:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+            _lock_of(path).unlink(missing_ok=True)
+            os.close(lock)
 
     async def clear(self, job: Job) -> None:
         """See the port."""
         await asyncio.to_thread(self._clear, job.id)
 
     def _clear(self, id: str) -> None:
-        for left in self._folder.glob(f"{id}.*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for lock in self._folder.glob(f"{id}.*{_LOCK}"):
+            file = os.open(lock, os.O_RDWR)
+            try:
+                # The lock of a killed process is free.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.with_name(lock.name.removesuffix(_LOCK)), ignore_errors=True)
+                lock.unlink(missing_ok=True)
+            except BlockingIOError:
+                continue
+            finally:
+                os.close(file)
 
     async def work(self, order: Order, tick: Tick) -> Measurement:
         """See the port."""
@@ -101,6 +115,19 @@ class SubprocessWorkshop:
         if answer is not None:
             raise WorkError(answer.code, answer.message)
         raise WorkError("worker-crashed", _last_words(process.returncode or 0, left))
+
+
+def _make(path: Path) -> int:
+    """Make the folder; returns the descriptor that holds its lock."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(_lock_of(path), os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    path.mkdir(mode=0o700)
+    return lock
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(path.name + _LOCK)
 
 
 async def _converse(process: asyncio.subprocess.Process, order: Order, tick: Tick) -> Finished | Refused | None:

@@ -7,6 +7,7 @@ else it is guessed, and the report says so.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ COSINE_ALIKE = 0.98
 RELATIVE_ERROR_ALIKE = 0.05
 """Values that are no direction agree up to this relative error."""
 
+SAMPLES_MIN = 64
+"""Inputs that are compared whatever the time."""
+
 _NEIGHBOURS = 10
 _NEIGHBOUR_SAMPLES_MIN = 50
 _CLASS_NAMES = ("logit", "prob", "label", "class", "score")
@@ -34,9 +38,16 @@ Tick = Callable[[float], None]
 
 
 def answers(
-    model: Session, inputs: InputSet, *, samples: int, batch: int, bytes_max: int, tick: Tick = lambda _: None
+    model: Session,
+    inputs: InputSet,
+    *,
+    samples: int,
+    batch: int,
+    bytes_max: int,
+    seconds_max: float = math.inf,
+    tick: Tick = lambda _: None,
 ) -> Reference:
-    """The model's outputs on the first samples.
+    """The model's outputs on the first samples: on all `samples`, or on as many, but `SAMPLES_MIN`, as the time allows.
 
     Raises:
         WorkError: the model fails on them, or their outputs need more than `bytes_max`.
@@ -44,7 +55,10 @@ def answers(
     collected: list[Sequence[Any]] = []
     size = 0
     step = 1 if inputs.whole else batch
+    started = time.perf_counter()
     for start in range(0, samples, step):
+        if start >= SAMPLES_MIN and time.perf_counter() - started > seconds_max:
+            break
         outputs = model.run(inputs.feed(start, min(step, samples - start)))
         size += sum(output.nbytes for output in outputs if isinstance(output, np.ndarray))
         if size > bytes_max:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -69,10 +70,15 @@ class _Bench:
             seconds_max=effort.seconds_max,
         )  # fmt: skip
 
-    def answers(self, path: Path, samples: int, tick: Callable[[float], None] = lambda _: None) -> Reference:
-        limit = self.order.effort.output_bytes_max
-        model = Session(path, threads=self.order.effort.threads_compare or os.cpu_count() or 1)
-        return answers(model, self.inputs, samples=samples, batch=self.batch, bytes_max=limit, tick=tick)
+    def answers(
+        self, path: Path, samples: int, *, tick: Callable[[float], None] = lambda _: None, seconds_max: float = math.inf
+    ) -> Reference:
+        effort = self.order.effort
+        model = Session(path, threads=effort.threads_compare or os.cpu_count() or 1)
+        return answers(
+            model, self.inputs, samples=samples, batch=self.batch, bytes_max=effort.output_bytes_max,
+            seconds_max=seconds_max, tick=tick,
+        )  # fmt: skip
 
     def compare(self, original: Reference, variant: Reference, samples: int) -> Agreement:
         return compare(
@@ -151,15 +157,12 @@ def _measure(
         variant = Session(variant_path, threads=bench.order.effort.threads)
     except WorkError as error:
         raise WorkError("variant-not-runnable", error.message) from error
-    samples = bench.inputs.samples
-    original = bench.answers(bench.target, samples, lambda share: report("evaluate", 0.3 + 0.2 * share))
-    answered = bench.answers(variant_path, samples, lambda share: report("evaluate", 0.5 + 0.2 * share))
-    agreement = bench.compare(original, answered, samples)
-    del original, answered
+    agreement, cut_short = _agreement(bench, variant_path, report)
     points = []
     for number, batch in enumerate(bench.batches):
         points.append(bench.latency(variant, batch, rounds=bench.order.effort.rounds))
         report("evaluate", 0.7 + 0.25 * (number + 1) / len(bench.batches))
+    notes = (*notes, *cut_short)
     if bench.inputs.whole:
         notes = (*notes, "The model's first dimension is fixed, so only one batch size could be timed.")
     feed, threads = bench.feeds(bench.batches[0])[0], bench.order.effort.threads
@@ -181,6 +184,21 @@ def _measure(
         beside_variant=_shown(external_files(variant_path), bench.root / "variant"),
         notes=notes,
     )
+
+
+def _agreement(bench: _Bench, variant: Path, report: Report) -> tuple[Agreement, tuple[str, ...]]:
+    """The agreement on as many inputs as the time allows, and a note when those are not all."""
+    samples, seconds = bench.inputs.samples, bench.order.effort.seconds_compare_max
+    original = bench.answers(
+        bench.target, samples, tick=lambda share: report("evaluate", 0.3 + 0.2 * share), seconds_max=seconds
+    )
+    step = 1 if bench.inputs.whole else bench.batch
+    done = min(samples, len(original) * step)
+    answered = bench.answers(variant, done, tick=lambda share: report("evaluate", 0.5 + 0.2 * share))
+    found = bench.compare(original, answered, done)
+    if done == samples:
+        return found, ()
+    return found, (f"Answers were compared on {done} of {samples} inputs, chosen at random: {seconds:g} s were over.",)
 
 
 def _shown(files: list[Path], root: Path) -> tuple[str, ...]:

@@ -154,11 +154,10 @@ def _aligned(model: Session, found: Mapping[str, Array], source: Any, shown: str
     total = next(iter(counts.values()))
     if total == 0:
         raise Unusable("it holds no samples")
-    if total > samples_max:
-        # Spread over the whole set: its order may well be by class.
-        chosen = np.linspace(0, total - 1, samples_max).astype(int)
-        arrays = {name: array[chosen] for name, array in arrays.items()}
+    # The order of a set may well be by class, and not all of it may be used.
     samples = min(total, samples_max)
+    chosen = np.random.default_rng(0).permutation(total)[:samples]
+    arrays = {name: array[chosen] for name, array in arrays.items()}
     return InputSet(arrays, whole=whole, about=Inputs(source=source, description=shown, samples=samples))
 
 
