@@ -77,10 +77,10 @@ class Entry:
         """The event's properties; None when its body is kept as a digest. A `stored` body is given.
 
         Raises:
-            EntryError: the body is no JSON object that every JSON reader takes.
+            EntryError: the body is no JSON object.
         """
         raw = self.body if self.kept == "full" else body if self.kept == "stored" else None
-        return None if raw is None else parse_object(raw)
+        return None if raw is None else _load(raw)
 
 
 def make_entry(headers: Mapping[str, str], body: bytes, *, at: str, arrived: datetime, digest_only: bool) -> Entry:
@@ -109,7 +109,9 @@ def make_entry(headers: Mapping[str, str], body: bytes, *, at: str, arrived: dat
         trace=headers.get("traceparent", ""),
     )
     # What follows a signature must never fail on content: everything that could is tried here, before the log is touched.
-    _ = entry.happened_at, entry.data()
+    _ = entry.happened_at
+    if not digest_only:
+        parse_object(body)
     leaf = encode_leaf(entry)
     if len(leaf) <= LEAF_BYTES_MAX:
         return entry
@@ -143,7 +145,7 @@ def decode_leaf(leaf: bytes) -> Entry:
         EntryError: they are no leaf of this log.
     """
     line, newline, body = leaf.partition(b"\n")
-    head = parse_object(line)
+    head = _load(line)
     if not newline or head.get("v") != 1 or not all(isinstance(head.get(name), str) for name in _TEXTS):
         raise EntryError("the leaf does not start with an envelope of version 1")
     kept, size = head["kept"], head.get("size_bytes")
@@ -182,6 +184,17 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise
     except (ValueError, RecursionError) as error:
         raise EntryError(f"this is no JSON that every reader takes: {str(error)[:200]}") from error
+    if not isinstance(value, dict):
+        raise EntryError("this is no JSON object")
+    return value
+
+
+def _load(raw: bytes) -> dict[str, Any]:
+    """JSON that passed `parse_object` when it was made."""
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise EntryError(f"this is no JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
         raise EntryError("this is no JSON object")
     return value

@@ -19,6 +19,8 @@ from modelworks.audit.entry import Entry
 Outcome = Literal["success", "failure", "denied"]
 
 _OCSF_VERSION = "1.3.0"
+_DATA_SURE_BYTES = 256 * 1024
+"""A body of this size cannot grow past the next bound by being written as JSON again."""
 _DATA_BYTES_MAX = 3 * 1024 * 1024
 """Above, the document goes without the event's properties: a store takes 4 MiB."""
 _TEXT_CHARACTERS_MAX = 4_000
@@ -121,7 +123,7 @@ def document(index: int, leaf: bytes, entry: Entry, body: bytes | None = None) -
         "text": _text(entry, data, message),
         "leaf": base64.b64encode(leaf).decode(),
     }
-    if data is not None and len(json.dumps(data)) <= _DATA_BYTES_MAX:
+    if data is not None and (entry.size_bytes <= _DATA_SURE_BYTES or len(json.dumps(data)) <= _DATA_BYTES_MAX):
         found["data"] = data
     return found
 

@@ -36,8 +36,10 @@ from modelworks.kit.logging import get_logger
 Announce = Callable[[SignedCheckpoint], Awaitable[None]]
 """Tells that the log grew. Must not raise: the checkpoint is published already."""
 
-_YIELD_EVERY = 32
-"""Leaves that are worked on before other tasks of the event loop get a turn: about 3 ms."""
+_YIELD_EVERY = 16
+"""Leaves that are worked on before other tasks of the event loop get a turn: about 2 ms."""
+_REPAIRED = 1024
+"""Newest leaves whose documents are made again at start where they are missing: a power cut may take the last second's."""
 _WRITES_MAX = 16
 
 log = get_logger("audit")
@@ -141,7 +143,7 @@ class Sequencer:
     async def _carry_out(self, leaves: Sequence[bytes]) -> None:
         """Steps 2 to 5 for the plan at the head. Doing it twice, or in two processes, writes the same."""
         head = self._owned()
-        entries = [decode_leaf(leaf) for leaf in leaves]
+        entries = await self._entries(leaves)
         documents = await self._documents(head.size, leaves, entries)
         edge, tiles = head.edge.append(leaves)
         bundles, last = _bundles(head.size, self._bundle, leaves)
@@ -157,6 +159,14 @@ class Sequencer:
             if name.width == TILE_WIDTH:
                 await self._log.forget_partials(name)
         await self._announce(checkpoint)
+
+    async def _entries(self, leaves: Sequence[bytes]) -> list[Entry]:
+        entries: list[Entry] = []
+        for leaf in leaves:
+            if len(entries) % _YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+            entries.append(decode_leaf(leaf))
+        return entries
 
     async def _documents(
         self, start: int, leaves: Sequence[bytes], entries: Sequence[Entry]
@@ -261,13 +271,15 @@ class Sequencer:
         """The keys of the newest leaves; their documents are made again where a power cut took them."""
         first = max(0, head.size - self._window) // TILE_WIDTH * TILE_WIDTH
         for start in range(first, head.size, TILE_WIDTH):
+            width = min(TILE_WIDTH, head.size - start)
             try:
                 leaves = await self._leaves(start // TILE_WIDTH, head.size)
-                entries = [decode_leaf(leaf) for leaf in leaves]
+                entries = await self._entries(leaves)
             except (NotFound, ValueError) as error:
                 raise LogDamaged(f"bundle {start // TILE_WIDTH} of the log is damaged: {error}") from error
             self._remember(entries)
-            await self._create(await self._documents(start, leaves, entries))
+            if start + width > head.size - _REPAIRED:
+                await self._create(await self._documents(start, leaves, entries))
 
     def _remember(self, entries: Iterable[Entry]) -> None:
         for entry in entries:

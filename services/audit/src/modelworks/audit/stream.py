@@ -55,7 +55,7 @@ class Intake:
                 good.append(_candidate(delivery))
             except (EnvelopeError, EntryError) as error:
                 refused = error
-            if number % 32 == 31:
+            if number % 16 == 15:
                 await asyncio.sleep(0)
         if good:
             await self._append(good, deliveries)
