@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+from modelworks.events import BY_TOPIC
 from modelworks.inference.app import Composition, compose
 from modelworks.inference.domain import Artifact
 from modelworks.inference.ports import Ownership, SourceRevision
@@ -23,6 +24,7 @@ from modelworks.inference.settings import InferenceSettings
 from modelworks.kit.errors import NotFound, Unavailable
 from modelworks.kit.platform import Platform
 from modelworks.kit.service import Service
+from modelworks.stores.outbox import envelope_of
 from modelworks.stores.stores import Stores
 from onnx import TensorProto, checker, helper, numpy_helper
 
@@ -211,9 +213,9 @@ def serve(
     """`async with serve() as running`: the whole service, listening."""
 
     @asynccontextmanager
-    async def start(**changes: Any) -> AsyncIterator[Running]:
+    async def start(*, loader: Any = None, **changes: Any) -> AsyncIterator[Running]:
         wanted = settings.model_copy(update=changes)
-        parts = Composition(stores, wanted, platform, source=registry)
+        parts = Composition(stores, wanted, platform, source=registry, loader=loader)
         service = compose(parts)
         sock = socket.socket()
         sock.bind(("127.0.0.1", 0))
@@ -247,3 +249,20 @@ def deploy(registry: FakeRegistry) -> Callable[..., Any]:
         return revision
 
     return do
+
+
+@pytest.fixture
+async def heard(stores: Stores) -> AsyncIterator[Callable[..., list[Any]]]:
+    """`heard(EventClass)`: the events of a class published since the test began, as envelopes."""
+    envelopes: list[Any] = []
+
+    async def listen() -> None:
+        async for delivery in stores.bus.tail(sorted(BY_TOPIC)):
+            envelopes.append(envelope_of(delivery.message))  # noqa: PERF401 - it never ends
+
+    listening = asyncio.create_task(listen())
+    # The reader must be in place before anything is published.
+    await asyncio.sleep(0.05)
+    yield lambda kind: [envelope for envelope in envelopes if isinstance(envelope.event, kind)]
+    listening.cancel()
+    await asyncio.gather(listening, return_exceptions=True)

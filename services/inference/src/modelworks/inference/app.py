@@ -20,6 +20,7 @@ from modelworks.inference.changes import Changes
 from modelworks.inference.domain import LANES, Lane
 from modelworks.inference.engine.models import Models
 from modelworks.inference.engine.scheduler import Bounds, Scheduler
+from modelworks.inference.engine.session import SessionLoader
 from modelworks.inference.engine.session_onnx import onnx_loader
 from modelworks.inference.engine.v2 import Limits
 from modelworks.inference.handlers import Deploying
@@ -47,9 +48,15 @@ class Composition:
     """One worker with the doors in front of it, before anything runs."""
 
     def __init__(
-        self, stores: Stores, settings: InferenceSettings, platform: Platform, *, source: ModelSource | None = None
+        self,
+        stores: Stores,
+        settings: InferenceSettings,
+        platform: Platform,
+        *,
+        source: ModelSource | None = None,
+        loader: SessionLoader | None = None,
     ) -> None:
-        """`source`: in place of the registry, for tests."""
+        """`source` and `loader`: in place of the registry and of ONNX Runtime, for tests."""
         self.stores = stores
         self.settings = settings
         self.platform = platform
@@ -80,7 +87,9 @@ class Composition:
             metrics, observed, bus=stores.bus, groups={lane: lane_group(lane) for lane in LANES},
             scheduler=self.scheduler, models=self.models, clock=platform.clock, every_seconds=settings.metrics_seconds,
         )  # fmt: skip
-        self.worker = self._worker()
+        self.worker = self._worker(
+            loader or onnx_loader(intra_op_threads=settings.intra_op_threads, providers=settings.provider_names())
+        )
         self.deploying = Deploying(
             source=self.source, deployments=self.deployments, presence=self.presence, worker=self.name,
             clock=platform.clock,
@@ -109,7 +118,7 @@ class Composition:
             ),
         )  # fmt: skip
 
-    def _worker(self) -> Worker:
+    def _worker(self, loader: SessionLoader) -> Worker:
         settings = self.settings
         limits = WorkerLimits(
             memory_bytes_max=settings.memory_bytes_max, batch_rows=settings.batch_rows,
@@ -121,7 +130,7 @@ class Composition:
             self.name, models=self.models, scheduler=self.scheduler, deployments=self.deployments,
             cache=FolderCache(settings.cache, self.source, bytes_max=settings.cache_bytes_max),
             presence=self.presence, limits=limits, clock=self.platform.clock, on_change=self.changes.notify,
-            loader=onnx_loader(intra_op_threads=settings.intra_op_threads, providers=settings.provider_names()),
+            loader=loader,
         )  # fmt: skip
 
     def limits(self) -> Limits:

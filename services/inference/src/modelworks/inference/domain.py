@@ -251,7 +251,7 @@ class Job(Value):
     request: str | None = None
     """The id of the event that asked, if one did."""
     status: JobStatus = "queued"
-    inputs: Payload | None
+    inputs: Payload | None = None
     """None when the request could not be read."""
     binary: bool = False
     """Outputs are stored as raw bytes where the request does not say: the form in which it came."""

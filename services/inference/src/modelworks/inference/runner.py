@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -218,8 +219,8 @@ class Runner:
 
         heavy = sum(tensor.array.nbytes for tensor in outputs if not binary[tensor.name]) >= _OFFLOAD_BYTES
         content, header_bytes = await asyncio.to_thread(write) if heavy else write()
-        # A name of its own for each attempt: a slow twin must not replace what was promised.
-        return await self._payloads.put(job.id, f"result-{job.attempts}", content, header_bytes)
+        # A name of its own for each run: a slow twin must neither replace nor delete what was promised.
+        return await self._payloads.put(job.id, f"result-{uuid.uuid4().hex}", content, header_bytes)
 
     async def _decoded(self, raw: bytes, payload: Payload) -> InferBody:
         if payload.header_bytes is None and len(raw) >= _OFFLOAD_BYTES:

@@ -180,13 +180,12 @@ class Worker:
         for model in self._models.all():
             if model.name not in wanted:
                 self._dirty.add(model.name)
-        for name in self._models.missing():
-            if name not in wanted:
-                self._dirty.add(name)
+        missing = self._models.missing()
+        self._dirty.update(name for name in missing if name not in wanted)
         for name, deployment in wanted.items():
             if not self._settled(deployment):
                 self._dirty.add(name)
-                if self._models.peek(name) is None:
+                if name not in missing:
                     self._models.expect(name, "it is being loaded")
         self._models.complete = True
 
