@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -34,6 +34,7 @@ log = get_logger("jobs")
 
 _SAVE_ATTEMPTS = 10
 _OFFLOAD_BYTES = 128 * 1024
+_LOAD_PATIENCE_SECONDS = 2.0
 
 
 class ModelAwaited(Exception):
@@ -111,7 +112,7 @@ class Runner:
         job = found.state
         try:
             remaining_seconds(job, self._clock())
-            model = self._model(job, last=last)
+            model = await self._model(job, last=last)
             found = await self._start(found)
             await self._run(found, model)
         except DeadlineExceeded:
@@ -124,8 +125,12 @@ class Runner:
         reason = failure(error)
         await self._end(found, lambda job: fail(job, reason, at=self._clock()))
 
-    def _model(self, job: Job, *, last: bool) -> LoadedModel:
+    async def _model(self, job: Job, *, last: bool) -> LoadedModel:
         try:
+            # While it loads here, waiting a moment is cheaper than handing the job back.
+            await self._changes.until(
+                job.model, self._reader(job.model), lambda ready: ready, timeout_seconds=_LOAD_PATIENCE_SECONDS
+            )
             return self._models.get(job.model, job.ref or "")
         except (NotFound, ModelNotReady) as error:
             waited = self._clock() - job.created_at
@@ -133,6 +138,12 @@ class Runner:
                 raise ModelAwaited(error.message) from error
             seconds = self._limits.model_wait.total_seconds()
             raise NotFound(f"{error.message} (waited {seconds:.0f} s for it)") from error
+
+    def _reader(self, name: str) -> Callable[[], Awaitable[bool]]:
+        async def settled() -> bool:
+            return self._models.peek(name) is not None or (self._models.complete and name not in self._models.missing())
+
+        return settled
 
     async def _start(self, found: Versioned[Job]) -> Versioned[Job]:
         job = found.state
