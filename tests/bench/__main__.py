@@ -20,7 +20,7 @@ from rich.table import Table
 from tests.bench import bus, objects, predict, walk
 from tests.bench.harness import Result, document, machine
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=max(150, Console().width))
 
 
 def _show(results: list[Result]) -> None:
@@ -28,9 +28,9 @@ def _show(results: list[Result]) -> None:
     for column in ("figure", "ours", "baseline", "ratio", "spread", "goal"):
         table.add_column(column, overflow="fold")
     for r in results:
-        notes = "".join(f"\n  {name}: {value}" for name, value in r.notes.items())
+        notes = "; ".join(f"{name} {value}" for name, value in r.notes.items())
         table.add_row(
-            r.name + notes, f"{r.ours:,.4g} {r.unit}", f"{r.baseline:,.4g} ({r.baseline_name})", f"{r.ratio:.2f}",
+            r.name + (f"\n  {notes}" if notes else ""), f"{r.ours:,.4g} {r.unit}", f"{r.baseline:,.4g} ({r.baseline_name})", f"{r.ratio:.2f}",
             f"{r.ratio_low:.2f} to {r.ratio_high:.2f}", r.goal,
         )  # fmt: skip
     console.print(table)

@@ -43,8 +43,10 @@ def configure_logging(*, level: str = "info", style: str = "auto") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # These repeat at `info` what our own access record and bus say once. Authlib writes whole tokens at `debug`.
-    for noisy in ("uvicorn.access", "httpx", "httpcore", "aiokafka", "faststream", "opensearch", "urllib3", "authlib"):
+    for noisy in ("uvicorn.access", "httpx", "httpcore", "aiokafka", "faststream", "urllib3", "authlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Its warnings are answers that our adapter expects (404, 409).
+    logging.getLogger("opensearch").setLevel(logging.ERROR)
 
 
 def _add_trace_ids(_: Any, __: str, fields: dict[str, Any]) -> dict[str, Any]:

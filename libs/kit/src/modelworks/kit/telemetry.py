@@ -19,6 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import Span, SpanKind, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import CollectorRegistry
@@ -44,7 +45,9 @@ class Telemetry:
 
 def make_telemetry(*, process: str, otlp_endpoint: str = "", trace_file: str = "") -> Telemetry:
     """Telemetry that exports to a collector, a file of JSON lines, both, or nowhere."""
-    provider = TracerProvider(resource=Resource.create({"service.name": process}))
+    # Where nobody listens, spans are not recorded; their ids still reach logs and events.
+    sampler = ALWAYS_ON if otlp_endpoint or trace_file else ALWAYS_OFF
+    provider = TracerProvider(sampler=sampler, resource=Resource.create({"service.name": process}))
     if otlp_endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 

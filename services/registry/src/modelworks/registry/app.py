@@ -21,6 +21,7 @@ from modelworks.registry.metrics import Metrics
 from modelworks.registry.settings import RegistrySettings
 from modelworks.registry.stream import running
 from modelworks.registry.transfers import Transfers
+from modelworks.stores.objects.folder import FolderObjects
 from modelworks.stores.refusals import Refusals
 from modelworks.stores.settings import StoresSettings
 from modelworks.stores.stores import Stores, open_stores
@@ -47,6 +48,9 @@ def build(stores: Stores, settings: RegistrySettings, platform: Platform) -> Ser
         SERVICE, platform, record=record, checks=checks, description=DESCRIPTION,
         routers=routers(handlers=handlers, transfers=transfers, access=access, settings=settings),
     )  # fmt: skip
+    if isinstance(stores.objects, FolderObjects):
+        # An S3 server answers presigned requests itself; for a folder somebody must.
+        app.mount("/objects", stores.objects.presigned_app())
 
     @asynccontextmanager
     async def run() -> AsyncIterator[None]:

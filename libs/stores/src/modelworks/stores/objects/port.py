@@ -62,7 +62,7 @@ class Objects(Protocol):
             InvalidInput: the bytes do not have the digest or length (`data` of the error: `expected_sha256`,
                 `actual_sha256`, `size_bytes`), or the key is malformed; nothing was written.
             VersionConflict: `if_absent` or `if_match` does not hold; nothing was written.
-            StoreUnavailable: the store did not answer; nothing readable was written.
+            StoreUnavailable: the store did not answer; the object may have been written, whole and right.
         """
 
     def get(self, key: str, *, start: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
