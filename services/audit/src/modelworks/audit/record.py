@@ -120,7 +120,7 @@ def document(index: int, leaf: bytes, entry: Entry, body: bytes | None = None) -
             "sha256": entry.sha256,
             "size_bytes": entry.size_bytes,
         },
-        "text": _text(entry, data, message),
+        "text": _text(entry, data),
         "leaf": base64.b64encode(leaf).decode(),
     }
     if data is not None and (entry.size_bytes <= _DATA_SURE_BYTES or len(json.dumps(data)) <= _DATA_BYTES_MAX):
@@ -197,9 +197,9 @@ def _ocsf(entry: Entry, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _text(entry: Entry, data: Mapping[str, Any] | None, message: str) -> str:
-    """What is searched for words: type, actor, subject and message, then every word of the event's properties."""
-    parts = [message, entry.type, entry.actor, entry.subject, entry.source, entry.id]
+def _text(entry: Entry, data: Mapping[str, Any] | None) -> str:
+    """What is searched for words beside the message: type, actor, subject, then the event's properties."""
+    parts = [entry.type, entry.actor, entry.subject, entry.source, entry.id]
     length = sum(map(len, parts))
     for scalar in _scalars(data or {}):
         length += len(scalar) + 1

@@ -27,6 +27,7 @@ SCHEMA = Schema(
         Field("class_name", FieldType.KEYWORD),
         Field("severity_id", FieldType.INTEGER),
         Field("time_dt", FieldType.TIME),
+        Field("message", FieldType.TEXT),
         Field("text", FieldType.TEXT),
     ),
 )
