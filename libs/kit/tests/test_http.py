@@ -18,9 +18,9 @@ from modelworks.kit.errors import (
     StoreUnavailable,
     Unavailable,
 )
-from modelworks.kit.http import Authenticated, create_app, describe
+from modelworks.kit.http import Authenticated, create_app, describe, ignore_refusal
 from modelworks.kit.platform import Platform
-from modelworks.kit.policy import Policy, Resource
+from modelworks.kit.policy import SCOPES, Policy, Resource
 from modelworks.kit.telemetry import Telemetry
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -510,6 +510,24 @@ def test_openapi_document_describes_the_services_own_routes(shell: Shell) -> Non
     assert "/things" in document["paths"]
     assert "/healthz" not in document["paths"]
     assert document["info"]["title"] == "Modelworks probe"
+
+
+def test_openapi_document_says_how_errors_look_and_which_token_is_needed(platform: Platform) -> None:
+    router = APIRouter(prefix="/api/v1")
+
+    @router.post("/things")
+    async def make(body: Body, principal: Authenticated) -> Body:
+        return body
+
+    document = describe(create_app("probe", platform, routers=[router], record=ignore_refusal))
+
+    operation = document["paths"]["/api/v1/things"]["post"]
+    assert set(operation["responses"]) == {"200", "default"}
+    assert "application/problem+json" in operation["responses"]["default"]["content"]
+    assert operation["security"] == [{"token": []}]
+    flow = document["components"]["securitySchemes"]["token"]["flows"]["clientCredentials"]
+    assert (flow["tokenUrl"], set(flow["scopes"])) == ("/oauth/token", set(SCOPES))
+    assert "HTTPValidationError" not in str(document)
 
 
 async def test_no_interactive_documentation_is_served(shell: Shell) -> None:

@@ -21,6 +21,7 @@ from modelworks.events import AccessDenied
 from modelworks.kit.errors import Forbidden, InvalidInput, ModelworksError, NotFound, Unauthenticated
 from modelworks.kit.logging import get_logger
 from modelworks.kit.platform import Platform
+from modelworks.kit.policy import SCOPES
 from modelworks.kit.principal import ANONYMOUS, Principal
 from modelworks.kit.telemetry import extract
 from opentelemetry.trace import SpanKind, StatusCode
@@ -304,8 +305,42 @@ def _template(path: str) -> str:
     return "/".join(path.split("/")[:4])
 
 
+_PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "description": "RFC 9457. `code` is what programs compare; `detail` says what is wrong and the way out.",
+    "required": ["type", "title", "status", "detail", "code"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "code": {"type": "string"},
+        "data": {"type": "object"},
+    },
+}
+
+
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The app's OpenAPI document, for `contracts/http`."""
+    """The app's OpenAPI document, for `contracts/http`: what FastAPI knows, with our errors and tokens in place of its own."""
     from fastapi.openapi.utils import get_openapi
 
-    return get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas["Problem"] = _PROBLEM
+    flow = {"tokenUrl": "/oauth/token", "scopes": {scope: ", ".join(sorted(SCOPES[scope])) for scope in sorted(SCOPES)}}
+    components["securitySchemes"] = {"token": {"type": "oauth2", "flows": {"clientCredentials": flow}}}
+    problem_answer = {
+        "description": "Refused or failed",
+        "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            # FastAPI would answer 422; we answer 400, as for every malformed request.
+            operation["responses"].pop("422", None)
+            if path.startswith("/api/"):
+                operation["responses"].setdefault("default", problem_answer)
+                operation.setdefault("security", [{"token": []}])
+    return document

@@ -20,6 +20,43 @@ from pydantic import BaseModel, ConfigDict, Field
 
 TOKEN_PATH = "/oauth/token"  # noqa: S105 - a path
 JWKS_PATH = "/.well-known/jwks.json"
+_TOKEN_OPENAPI: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/x-www-form-urlencoded": {
+                "schema": {
+                    "type": "object",
+                    "required": ["grant_type"],
+                    "properties": {
+                        "grant_type": {"const": "client_credentials"},
+                        "scope": {
+                            "type": "string",
+                            "description": "Space-separated; absent: all that the client may have.",
+                        },
+                        "resource": {"type": "string", "description": "Audience; absent: `api`."},
+                        "client_id": {"type": "string", "description": "Unless sent by HTTP Basic, which is better."},
+                        "client_secret": {"type": "string"},
+                    },
+                }
+            }
+        },
+    },
+    "responses": {
+        "default": {
+            "description": "Refused or failed (RFC 6749 section 5.2)",
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["error"],
+                        "properties": {"error": {"type": "string"}, "error_description": {"type": "string"}},
+                    }
+                }
+            },
+        }
+    },
+}
 _NO_STORE = {"Cache-Control": "no-store", "Pragma": "no-cache"}
 
 
@@ -61,7 +98,7 @@ def token_router(tokens: IssueTokens, *, body_bytes_max: int, trusted_proxies: S
     router = APIRouter(tags=["tokens"])
     networks = tuple(ip_network(network) for network in trusted_proxies)
 
-    @router.post(TOKEN_PATH)
+    @router.post(TOKEN_PATH, openapi_extra=_TOKEN_OPENAPI)
     async def token(request: Request) -> JSONResponse:
         """A token by client credentials (RFC 6749 section 4.4), for one audience (`resource`, RFC 8707)."""
         raw = RawRequest(
