@@ -20,7 +20,6 @@ from modelworks.kit.logging import configure_logging, get_logger
 from modelworks.kit.platform import Platform, make_platform
 from modelworks.kit.service import Service, listen, run_until_stopped, serve
 from modelworks.kit.settings import PlatformSettings
-from modelworks.stores.objects.folder import FolderObjects
 from modelworks.stores.settings import StoresSettings
 from modelworks.stores.stores import Stores, open_stores
 from pydantic import ValidationError
@@ -76,8 +75,8 @@ def run_suite(
     shared = shared.model_copy(update={"jwks_url": shared.jwks_url or f"{address}/.well-known/jwks.json"})
     platform = make_platform(shared, process="modelworks")
     stores = open_stores(_settings(StoresSettings, column=column, data=data / "stores"), environment=shared.environment)
-    if isinstance(stores.objects, FolderObjects):
-        stores.objects.base_url = f"{address}/objects"
+    if stores.presigned is not None:
+        stores.presigned.base_url = f"{address}/objects"
     services = compose(stores, platform, address=address, data=data, keys=keys)
     door = services[-1]
 

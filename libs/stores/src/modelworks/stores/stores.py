@@ -10,7 +10,7 @@ from modelworks.kit.errors import InvalidInput
 from modelworks.stores.bus.port import Bus
 from modelworks.stores.documents.port import Documents
 from modelworks.stores.keyvalue.port import KeyValue
-from modelworks.stores.objects.port import Objects
+from modelworks.stores.objects.port import Objects, PresignedDoor
 from modelworks.stores.settings import StoresSettings
 
 
@@ -22,6 +22,8 @@ class Stores:
     objects: Objects
     documents: Documents
     keyvalue: KeyValue
+    presigned: PresignedDoor | None = None
+    """None: the object store answers presigned requests itself."""
 
     async def close(self) -> None:
         """Close all, the bus first: its consumers use the others."""
@@ -72,9 +74,11 @@ def _embedded(settings: StoresSettings) -> Stores:
     from modelworks.stores.keyvalue.embedded import EmbeddedKeyValue
     from modelworks.stores.objects.folder import FolderObjects
 
+    objects = FolderObjects(settings.data / "objects")
     return Stores(
         bus=SqliteBus(settings.data / "bus.sqlite"),
-        objects=FolderObjects(settings.data / "objects"),
+        objects=objects,
+        presigned=objects,
         documents=SqliteDocuments(settings.data / "documents.sqlite"),
         keyvalue=EmbeddedKeyValue(),
     )

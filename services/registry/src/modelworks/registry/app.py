@@ -21,7 +21,6 @@ from modelworks.registry.metrics import Metrics
 from modelworks.registry.settings import RegistrySettings
 from modelworks.registry.stream import running
 from modelworks.registry.transfers import Transfers
-from modelworks.stores.objects.folder import FolderObjects
 from modelworks.stores.refusals import Refusals
 from modelworks.stores.settings import StoresSettings
 from modelworks.stores.stores import Stores, open_stores
@@ -48,9 +47,8 @@ def build(stores: Stores, settings: RegistrySettings, platform: Platform) -> Ser
         SERVICE, platform, record=record, checks=checks, description=DESCRIPTION,
         routers=routers(handlers=handlers, transfers=transfers, access=access, settings=settings),
     )  # fmt: skip
-    if isinstance(stores.objects, FolderObjects):
-        # An S3 server answers presigned requests itself; for a folder somebody must.
-        app.mount("/objects", stores.objects.presigned_app())
+    if stores.presigned is not None:
+        app.mount("/objects", stores.presigned.presigned_app())
 
     @asynccontextmanager
     async def run() -> AsyncIterator[None]:

@@ -128,6 +128,9 @@ class KafkaBus:
         try:
             async for delivery in reading:
                 yield delivery
+        except StoreUnavailable:
+            if not self._closing:
+                raise
         finally:
             await reading.aclose()  # type: ignore[attr-defined]
 

@@ -76,33 +76,39 @@ class SqliteBus:
 
     async def tail(self, topics: Sequence[str], *, after: Mapping[str, str] | None = None) -> AsyncIterator[Delivery]:
         """See `Bus.tail`."""
-        for topic in topics:
-            check_topic(topic)
-        after = after or {}
-        nexts = {topic: positions(topic, after[topic], (0,))[0] for topic in topics if topic in after}
-        ends = await self._log.run(lambda c: self._log.ends(c, topics), durable=True)
-        self._published(ends)
-        nexts = {topic: nexts.get(topic, ends[topic]) for topic in topics}
         wake = asyncio.Event()
-        for topic in topics:
-            self._wakers[topic].add(wake)
         try:
+            nexts = await self._starts(topics, after or {})
+            for topic in topics:
+                self._wakers[topic].add(wake)
             while not self._closing:
                 wake.clear()
                 for topic in topics:
                     while nexts[topic] < self._ends[topic]:
-                        deliveries = await self._log.run(
-                            lambda c, topic=topic: self._log.read(c, topic, nexts[topic], _READ_MAX)  # type: ignore[misc]
-                        )
-                        # Empty: the rest was trimmed, or the cursor is from another bus.
+                        deliveries = await self._read(topic, nexts[topic])
+                        # Empty: the rest was trimmed.
                         nexts[topic] = deliveries[-1].offset + 1 if deliveries else self._ends[topic]
                         for delivery in deliveries:
                             yield delivery
                 if not any(nexts[topic] < self._ends[topic] for topic in topics):
                     await wake.wait()
+        except StoreUnavailable:
+            if not self._closing:
+                raise
         finally:
             for topic in topics:
                 self._wakers[topic].discard(wake)
+
+    async def _starts(self, topics: Sequence[str], after: Mapping[str, str]) -> dict[str, int]:
+        for topic in topics:
+            check_topic(topic)
+        given = {topic: positions(topic, after[topic], (0,))[0] for topic in topics if topic in after}
+        ends = await self._log.run(lambda c: self._log.ends(c, topics), durable=True)
+        self._published(ends)
+        return {topic: given.get(topic, ends[topic]) for topic in topics}
+
+    async def _read(self, topic: str, offset: int) -> list[Delivery]:
+        return await self._log.run(lambda c: self._log.read(c, topic, offset, _READ_MAX))
 
     async def lag(self, group: str) -> Sequence[Lag]:
         """See `Bus.lag`."""

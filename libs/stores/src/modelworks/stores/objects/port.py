@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol
 
+from starlette.types import ASGIApp
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
@@ -140,3 +142,13 @@ class Objects(Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+
+
+class PresignedDoor(Protocol):
+    """What an adapter offers whose presigned requests this suite must answer itself."""
+
+    base_url: str
+    """Where `presigned_app` is mounted, as clients reach it; set before the first `presign`."""
+
+    def presigned_app(self) -> ASGIApp:
+        """The app that answers them: mount it at `base_url`, in an app of `kit.http.create_app`."""
