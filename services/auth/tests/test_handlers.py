@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from modelworks.auth.settings import AuthSettings
 from modelworks.events import ClientCreated, KeyRotated, TokenIssued, TokenRefused
 from modelworks.kit.errors import InvalidInput, StoreUnavailable
 from modelworks.kit.settings import explain
-from modelworks.stores.bus.port import Message
+from modelworks.stores.bus.port import Delivery, Message
 from modelworks.stores.stores import Stores
 from pydantic import ValidationError
 
@@ -116,10 +116,19 @@ async def test_rotation_by_age_in_two_replicas_rotates_once(
         assert len(heard.of(KeyRotated)) == 2
 
 
+class Deaf(Broken):
+    """A bus on which nothing is heard."""
+
+    async def tail(self, *_: Any, **__: Any) -> AsyncIterator[Delivery]:
+        await asyncio.Event().wait()
+        yield  # type: ignore[misc]
+
+
 async def test_replica_that_lags_behind_a_rotation_signs_with_a_key_that_still_verifies(
-    start: Start, clock: Clock
+    start: Start, stores: Stores, clock: Clock
 ) -> None:
-    async with start() as first, start(keys_reload_seconds=60) as lagging:
+    deaf = replace(stores, bus=Deaf(stores.bus))
+    async with start() as first, start(on=deaf, keys_reload_seconds=60) as lagging:
         clock.forward(minutes=12)
         await first.http.post("/api/v1/keys/rotate", headers=await first.bearer())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ from modelworks.auth.handlers import IssueTokens, Keys, ManageClients
 from modelworks.auth.keyring import Schedule
 from modelworks.auth.metrics import TokenMetrics
 from modelworks.auth.settings import AuthSettings
+from modelworks.auth.stream import follow_rotations
 from modelworks.kit.errors import ModelworksError, StoreUnavailable
 from modelworks.kit.http import create_app
 from modelworks.kit.logging import get_logger
@@ -29,6 +30,7 @@ from modelworks.kit.policy import ROLES, SCOPES, Policy
 from modelworks.kit.principal import Principal
 from modelworks.kit.service import Service, run_service, settings_or_exit
 from modelworks.kit.settings import PlatformSettings
+from modelworks.stores import Bus
 from modelworks.stores.outbox import Outbox
 from modelworks.stores.refusals import Refusals
 from modelworks.stores.settings import StoresSettings
@@ -83,7 +85,7 @@ def build(stores: Stores, settings: AuthSettings, platform: Platform, *, owns_st
         record=Refusals(stores.bus, service="auth", clock=clock),
         description="Access tokens by client credentials, the keys that verify them, and the clients.",
     )  # fmt: skip
-    upkeep = _Upkeep(settings, keys, manage, (client_outbox, key_outbox))
+    upkeep = _Upkeep(settings, keys, manage, (client_outbox, key_outbox), stores.bus)
 
     @asynccontextmanager
     async def run() -> AsyncIterator[None]:
@@ -102,8 +104,9 @@ class _Upkeep:
     """Makes what must be there, now or as soon as the documents are, and then tends the keys."""
 
     def __init__(
-        self, settings: AuthSettings, keys: Keys, clients: ManageClients, outboxes: tuple[Outbox, ...]
+        self, settings: AuthSettings, keys: Keys, clients: ManageClients, outboxes: tuple[Outbox, ...], bus: Bus
     ) -> None:
+        self._bus = bus
         self._settings = settings
         self._keys = keys
         self._clients = clients
@@ -119,13 +122,17 @@ class _Upkeep:
             except StoreUnavailable as error:
                 prepared = False
                 log.warning("start.postponed", error=error.message)
-            task = asyncio.create_task(self._tend_forever(stack, prepared), name="auth upkeep")
+            following = follow_rotations(self._bus, self._keys, pause_seconds=self._settings.keys_reload_seconds)
+            tasks = [
+                asyncio.create_task(self._tend_forever(stack, prepared), name="auth upkeep"),
+                asyncio.create_task(following, name="auth rotations"),
+            ]
             try:
                 yield
             finally:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _prepare(self, stack: AsyncExitStack) -> None:
         for outbox in self._outboxes:

@@ -136,6 +136,8 @@ class Keys:
         self._generate = generate
         self._ring: KeyRing | None = None
         self._trouble = "the service is starting"
+        # One change at a time: a slow reader must not put back what a faster one replaced.
+        self._changing = asyncio.Lock()
 
     @property
     def ring(self) -> KeyRing:
@@ -159,7 +161,8 @@ class Keys:
             StoreUnavailable, InvalidInput: as `KeyRings.load`; what was read before stays in use.
         """
         try:
-            await self._tend()
+            async with self._changing:
+                await self._tend()
         except ModelworksError as error:
             self._trouble = error.message
             raise
@@ -170,6 +173,10 @@ class Keys:
         Raises:
             Conflict: the successor is too young, for example since somebody else rotated a moment ago.
         """
+        async with self._changing:
+            return await self._rotate(emergency=emergency, actor=actor)
+
+    async def _rotate(self, *, emergency: bool, actor: str) -> KeyRing:
         for _ in range(_SAVE_ATTEMPTS):
             loaded = await self._rings.load()
             if loaded is None:
