@@ -64,6 +64,8 @@ def run_suite(
         InvalidInput: the data folder cannot be used, or a setting is missing or wrong.
         ModelworksError: the port is in use.
     """
+    # Workers run in folders of their own, where a relative path would lead elsewhere.
+    data = data.absolute()
     _prepare(data)
     shared = _settings(PlatformSettings, host=host, port=port)
     configure_logging(level=shared.log_level, style=shared.log_format)
