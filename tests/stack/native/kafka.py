@@ -61,7 +61,8 @@ class KafkaServer(NativeServer[KafkaEndpoint]):
         return KafkaEndpoint(f"127.0.0.1:{client}")
 
     def preparation(self, folder: Path) -> Sequence[str]:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        # An id that begins with a dash would be read as an option: one start in 64 failed.
+        cluster = "M" + base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")[1:]
         return [
             *self._java(),
             "kafka.tools.StorageTool",
