@@ -15,7 +15,7 @@ from modelworks.events import (
     ModelUnloaded,
     PredictionQueuedBulk,
 )
-from modelworks.inference.card import read_card
+from modelworks.inference.card import read_wishes
 from modelworks.inference.domain import (
     Artifact,
     Batching,
@@ -248,18 +248,23 @@ def test_named_jobs_differ_by_every_part() -> None:
 
 # --- the card -----------------------------------------------------------------------------------------------
 
+
+def of_card(text: bytes) -> Any:
+    return read_wishes({"README.md": text})
+
+
 FILES = {"a.onnx": ("1" * 64, 1), "sub/b.onnx": ("2" * 64, 2), "README.md": ("3" * 64, 3)}
 
 
 def test_card_names_the_model() -> None:
-    card = read_card(b"---\ntags: [x]\nmodelworks:\n  model: sub/b.onnx  # the small one\n  max_batch: 4\n---\n# Hello")
+    card = of_card(b"---\ntags: [x]\nmodelworks:\n  model: sub/b.onnx  # the small one\n  max_batch: 4\n---\n# Hello")
 
     assert choose_artifact(FILES, card).path == "sub/b.onnx"
     assert choose_batching(card) == Batching(max_batch=4)
 
 
 def test_card_in_flow_style_is_read_too() -> None:
-    assert read_card(b"---\nmodelworks: {model: a.onnx, max_delay_ms: 1.5}\n---\n") == {
+    assert of_card(b"---\nmodelworks: {model: a.onnx, max_delay_ms: 1.5}\n---\n") == {
         "model": "a.onnx", "max_delay_ms": "1.5",
     }  # fmt: skip
 
@@ -268,7 +273,7 @@ def test_card_in_flow_style_is_read_too() -> None:
     "text", [b"", b"# Hello", b"---\nmodelworks: {model: x}\n", b"---\ntags: [modelworks]\n---\n", b"\xff"]
 )
 def test_card_without_our_mapping_says_nothing(text: bytes) -> None:
-    assert read_card(text) == {}
+    assert of_card(text) == {}
 
 
 @pytest.mark.parametrize(
@@ -278,12 +283,23 @@ def test_card_without_our_mapping_says_nothing(text: bytes) -> None:
         b"---\nmodelworks: {model: x\n---\n",
         b"---\nmodelworks: &a {model: *a}\n---\n",
         b"---\nmodelworks:\n  model: " + b"x" * 20_000 + b"\n---\n",
-        b"---\nmodelworks: " + b"[" * 4000 + b"\n---\n",
+        b"---\nmodelworks: " + b"[" * 16_000 + b"\n---\n",
     ],
 )
 def test_broken_mapping_in_the_card_is_refused(text: bytes) -> None:
     with pytest.raises(InvalidInput):
-        read_card(text)
+        of_card(text)
+
+
+def test_manifest_goes_before_the_card() -> None:
+    said = {
+        "modelworks.yaml": b"model: b.onnx\noptimization: {rules: {x: 1}}\n",
+        "README.md": b"---\nmodelworks: {model: a}\n---\n",
+    }
+
+    assert read_wishes(said) == {"model": "b.onnx"}
+    with pytest.raises(InvalidInput):
+        read_wishes({"modelworks.yaml": b"- model"})
 
 
 def test_only_onnx_file_is_the_model() -> None:

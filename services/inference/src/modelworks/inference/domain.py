@@ -381,42 +381,40 @@ def failure(error: ModelworksError) -> Failure:
     return Failure(code=error.code, message=error.message[:2000])
 
 
-# --- the model's card -------------------------------------------------------------------------------------
-
-CARD = "README.md"
-"""Holds `modelworks: {model, max_batch, max_delay_ms}` in its front matter."""
+# --- the model's file ------------------------------------------------------------------------------------
 
 
-def choose_artifact(files: Mapping[str, tuple[str, int]], card: Mapping[str, str]) -> Artifact:
-    """The file of a revision that is the model: what the card names, or the only `*.onnx`.
+def choose_artifact(files: Mapping[str, tuple[str, int]], wishes: Mapping[str, str]) -> Artifact:
+    """The file of a revision that is the model: what the repository names, or the only `*.onnx`.
 
     Args:
         files: path to sha256 and size.
+        wishes: what the repository says of itself (`card.py`).
 
     Raises:
-        InvalidInput: the card names a file that is not there, or there is none or more than one.
+        InvalidInput: it names a file that is not there, or there is none or more than one.
     """
-    named = card.get("model")
+    named = wishes.get("model")
     if named:
         if named not in files:
-            raise InvalidInput(f"the card says 'model: {named}', but the revision has no such file")
+            raise InvalidInput(f"the repository says 'model: {named}', but the revision has no such file")
         return Artifact(path=named, sha256=files[named][0], size_bytes=files[named][1])
     found = sorted(path for path in files if path.lower().endswith(".onnx"))
     if len(found) != 1:
         what = f"{len(found)} files end in .onnx ({', '.join(found[:5])})" if found else "no file ends in .onnx"
-        raise InvalidInput(f"{what}: name the model in the card ({CARD}), as 'modelworks: {{model: PATH}}'")
+        raise InvalidInput(f"{what}: name the model in the card, as 'modelworks: {{model: PATH}}'")
     return Artifact(path=found[0], sha256=files[found[0]][0], size_bytes=files[found[0]][1])
 
 
-def choose_batching(card: Mapping[str, str]) -> Batching:
-    """The batching that the card asks for.
+def choose_batching(wishes: Mapping[str, str]) -> Batching:
+    """The batching that the repository asks for.
 
     Raises:
         InvalidInput: a value is not a number within bounds.
     """
-    given = {name: card[name] for name in ("max_batch", "max_delay_ms") if name in card}
+    given = {name: wishes[name] for name in ("max_batch", "max_delay_ms") if name in wishes}
     try:
         return Batching.model_validate(given)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        raise InvalidInput(f"the card's 'modelworks: {first['loc'][0]}' is wrong: {first['msg']}") from error
+        raise InvalidInput(f"the repository says a wrong {first['loc'][0]!r}: {first['msg']}") from error

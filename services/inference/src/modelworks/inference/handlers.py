@@ -7,9 +7,8 @@ import random
 from collections.abc import Callable
 
 from modelworks.events import RefMoved
-from modelworks.inference.card import read_card
+from modelworks.inference.card import CARD, MANIFEST, read_wishes
 from modelworks.inference.domain import (
-    CARD,
     Change,
     Deployment,
     Source,
@@ -122,10 +121,12 @@ class Deploying:
 
     async def _source_of(self, model: str, ref: str) -> Source:
         found = await self._source.resolve(model, ref)
-        card = {}
-        if CARD in found.files:
-            card = dict(read_card(await self._source.read(model, found.revision, CARD, bytes_max=_CARD_BYTES_MAX)))
-        return Source(ref, found.revision, choose_artifact(found.files, card), choose_batching(card))
+        wanted = next((path for path in (MANIFEST, CARD) if path in found.files), None)
+        said: dict[str, bytes] = {}
+        if wanted is not None:
+            said[wanted] = await self._source.read(model, found.revision, wanted, bytes_max=_CARD_BYTES_MAX)
+        wishes = read_wishes(said)
+        return Source(ref, found.revision, choose_artifact(found.files, wishes), choose_batching(wishes))
 
     async def _change(
         self, model: str, decide: Callable[[Deployment | None], Change[Deployment]], *, actor: str
