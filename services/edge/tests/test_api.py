@@ -40,7 +40,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 @pytest.fixture
 def settings() -> EdgeSettings:
-    return EdgeSettings(body_bytes_max=2000, upload_bytes_max=5000, rate_burst=50, rate_per_second=50)
+    return EdgeSettings(body_bytes_max=2000, upload_bytes_max=5000, rate_burst=50, rate_per_second=0.5)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ PREDICTION = {"model": "a/b", "inputs": [TENSOR]}
         ("/api/v1/jobs/1", "inference", False),
         ("/oip/v2/models/a/b/infer", "inference", False),
         ("/oip", "inference", False),
+        ("/oip/v2/health/ready", "inference", True),
         ("/api/v1/audit/events", "audit", False),
         ("/api/v1/events/stream", "edge", False),
         ("/metrics", "edge", False),

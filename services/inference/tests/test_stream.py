@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,8 @@ from modelworks.events import (
     TensorValue,
 )
 from modelworks.inference.domain import job_id, start
+from modelworks.inference.engine.errors import ModelNotReady
+from modelworks.inference.engine.session_onnx import OnnxSession
 from modelworks.inference.queueing import Submission
 from modelworks.kit.clock import utc_now
 from modelworks.stores.outbox import message_of
@@ -250,6 +254,43 @@ async def test_job_waits_for_a_model_that_is_deployed_soon(
         assert (await ended(running, job.id, eventually)).status == "succeeded"
 
 
+async def test_old_job_waits_for_a_model_that_a_restarted_worker_still_loads(
+    serve: Any, deploy: Any, onnx_models: Any, eventually: Any
+) -> None:
+    release = threading.Event()
+
+    def slowly(path: Path) -> OnnxSession:
+        release.wait(20)
+        return OnnxSession(path, intra_op_threads=1)
+
+    async with serve() as running:
+        await deploy(running, "acme/affine", onnx_models.affine())
+    job = await running.parts.queueing.submit(asked())
+
+    async with serve(loader=slowly, model_wait_seconds=0) as second:
+        await eventually(lambda: second.parts.models.missing())
+        held = asyncio.create_task(second.parts.runner.perform(job.id, last=False))
+        await asyncio.wait({held}, timeout=2.5)
+        assert isinstance(held.exception(), ModelNotReady)
+        release.set()
+
+        assert (await ended(second, job.id, eventually)).status == "succeeded"
+
+
+async def test_job_of_a_model_that_cannot_be_loaded_fails_with_the_reason(
+    serve: Any, registry: Any, eventually: Any
+) -> None:
+    registry.commit("acme/broken", {"model.onnx": b"not a model"})
+    async with serve(model_wait_seconds=0) as running:
+        await running.http.post("/api/v1/deployments", json={"model": "acme/broken"})
+        await eventually(lambda: "failed" in running.parts.models.missing().get("acme/broken", ""))
+        job = await running.parts.queueing.submit(asked(model="acme/broken"))
+        done = await ended(running, job.id, eventually)
+
+    assert done.status == "failed"
+    assert "cannot load the model" in done.error.message
+
+
 async def test_redelivered_job_changes_nothing(
     serve: Any, deploy: Any, onnx_models: Any, stores: Any, heard: Any, eventually: Any
 ) -> None:
@@ -260,7 +301,7 @@ async def test_redelivered_job_changes_nothing(
 
         queued = heard(PredictionQueuedStandard)[0]
         await stores.bus.publish([message_of(queued)] * 3)
-        await running.parts.runner.perform(job.id, last=False)
+        await running.parts.runner.perform(job.id)
         other = await running.parts.queueing.submit(asked())
         await ended(running, other.id, eventually)
 
@@ -278,7 +319,7 @@ async def test_two_workers_on_the_same_job_give_one_result(
         await deploy(running, "acme/affine", onnx_models.affine())
         job = await running.parts.queueing.submit(asked())
 
-        await asyncio.gather(*(running.parts.runner.perform(job.id, last=False) for _ in range(5)))
+        await asyncio.gather(*(running.parts.runner.perform(job.id) for _ in range(5)))
         await ended(running, job.id, eventually)
         await asyncio.sleep(0.1)
 

@@ -81,13 +81,14 @@ def create_app(
                   openapi_url=None)  # fmt: skip
     app.state.platform = platform
     errors = ErrorAnswers(name, record, renderers or {})
+    app.state.errors = errors
     app.add_exception_handler(ModelworksError, errors.ours)
     app.add_exception_handler(RequestValidationError, errors.validation)
     app.add_exception_handler(HTTPException, errors.http)
     app.include_router(_operations(name, platform, checks or {}))
     for router in routers:
         app.include_router(router)
-    app.add_middleware(_Observe, service=name, platform=platform, errors=errors)
+    app.add_middleware(Observe, service=name, platform=platform, errors=errors)
     return app
 
 
@@ -240,7 +241,7 @@ def http_metrics(registry: CollectorRegistry) -> HttpMetrics:
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class _Observe:
+class Observe:
     """One span, one metric sample and bound log fields a request; and an answer when a handler crashed."""
 
     def __init__(self, app: ASGIApp, *, service: str, platform: Platform, errors: ErrorAnswers) -> None:

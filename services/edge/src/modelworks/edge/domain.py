@@ -42,6 +42,7 @@ ROUTES: tuple[Route, ...] = (
     Route("/api/v1/optimizations", "optimizer"),
     Route("/api/v1/deployments", "inference"),
     Route("/api/v1/jobs", "inference"),
+    Route("/oip/v2/health/", "inference", public=True),
     Route("/oip/", "inference"),
     Route("/oip", "inference"),
     Route("/objects/", "registry", public=True, upload=True),

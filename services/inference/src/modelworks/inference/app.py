@@ -35,6 +35,7 @@ from modelworks.inference.runner import Runner, RunnerLimits
 from modelworks.inference.settings import InferenceSettings
 from modelworks.inference.stream import accept_events, do_jobs, follow_refs, lane_group, watch_deployments
 from modelworks.inference.worker import Worker, WorkerLimits
+from modelworks.kit.direct import Direct
 from modelworks.kit.http import create_app
 from modelworks.kit.platform import Platform
 from modelworks.kit.service import Service, run_service
@@ -170,7 +171,7 @@ def compose(parts: Composition, *, owns_stores: bool = False) -> Service:
         routers=[
             deployments_router(parts.deploying, parts.changes, platform),
             jobs_router(parts.queueing, parts.changes, platform, body_bytes_max=settings.body_bytes_max, json_bytes_max=settings.json_bytes_max),
-            v2.router(infer, repository),
+            v2.router(infer, repository, platform),
         ],
         renderers=v2.RENDERERS,
         description="Deployments, predictions by the standard protocols, and a durable queue of prediction jobs.",
@@ -183,7 +184,11 @@ def compose(parts: Composition, *, owns_stores: bool = False) -> Service:
         if owns_stores:
             await stores.close()
 
-    return Service("inference", app, run, checks)
+    door = Direct(
+        app, service="inference", platform=platform, errors=app.state.errors, matches=v2.is_infer,
+        endpoint=v2.direct_infer(infer),
+    )  # fmt: skip
+    return Service("inference", door, run, checks)
 
 
 @asynccontextmanager

@@ -80,10 +80,11 @@ class Runner:
         self._mine: set[str] = set()
         """Jobs that this process has started: taking one up again after a store was away is not another attempt."""
 
-    async def perform(self, id: str, *, last: bool) -> None:
+    async def perform(self, id: str, *, waited: timedelta = timedelta(), last: bool = False) -> None:
         """Do a job. Doing it again changes nothing.
 
         Args:
+            waited: how long the delivery was put off because its model was not there.
             last: the delivery is not tried again; what cannot be done now has failed.
 
         Raises:
@@ -95,7 +96,7 @@ class Runner:
             # Deleted after its end, or ended already: the delivery came again.
             return
         try:
-            await self._perform(found, last=last)
+            await self._perform(found, waited, last=last)
         except ModelAwaited:
             raise
         except ModelworksError as error:
@@ -108,11 +109,11 @@ class Runner:
             raise
         self._mine.discard(id)
 
-    async def _perform(self, found: Versioned[Job], *, last: bool) -> None:
+    async def _perform(self, found: Versioned[Job], waited: timedelta, *, last: bool) -> None:
         job = found.state
         try:
             remaining_seconds(job, self._clock())
-            model = await self._model(job, last=last)
+            model = await self._model(job, waited, last=last)
             found = await self._start(found)
             await self._run(found, model)
         except DeadlineExceeded:
@@ -125,7 +126,7 @@ class Runner:
         reason = failure(error)
         await self._end(found, lambda job: fail(job, reason, at=self._clock()))
 
-    async def _model(self, job: Job, *, last: bool) -> LoadedModel:
+    async def _model(self, job: Job, waited: timedelta, *, last: bool) -> LoadedModel:
         try:
             # While it loads here, waiting a moment is cheaper than handing the job back.
             await self._changes.until(
@@ -133,7 +134,9 @@ class Runner:
             )
             return self._models.get(job.model, job.ref or "")
         except (NotFound, ModelNotReady) as error:
-            waited = self._clock() - job.created_at
+            if isinstance(error, ModelNotReady) and not error.failed and not last:
+                # It will be there, however old the job is: a restarted worker must not fail what waited for it.
+                raise
             if waited < self._limits.model_wait and not last:
                 raise ModelAwaited(error.message) from error
             seconds = self._limits.model_wait.total_seconds()

@@ -61,7 +61,8 @@ def do_jobs(
             event = parse(delivery).event
             assert isinstance(event, PredictionQueued)
             with span(tracer, f"process {event.topic}", kind=SpanKind.CONSUMER, parent=delivery.message.headers):
-                await runner.perform(event.job, last=delivery.attempt > len(delays))
+                waited = sum(delays[: delivery.attempt - 1], timedelta())
+                await runner.perform(event.job, waited=waited, last=delivery.attempt > len(delays))
 
     return [
         Subscription(

@@ -240,10 +240,10 @@ class Worker:
     async def _load(self, deployment: Deployment) -> None:
         name = deployment.model
         old = self._models.peek(name)
-        self._models.expect(name, "it is being loaded")
         serving = old.revision if old else None
         failed = self._failures.get(name)
         if failed is None or failed.generation != deployment.generation:
+            self._models.expect(name, "it is being loaded")
             loading = Loaded(state="loading", revision=deployment.revision, serving=serving, at=self._clock())
             await self._report(name, loading)
         started = time.monotonic()
@@ -283,7 +283,7 @@ class Worker:
         if error.transient or not isinstance(error, (ModelRefused, TooLarge)):
             pause = min(_RETRY_FIRST_SECONDS * 2 ** (attempts - 1), self._limits.retry_max.total_seconds())
         self._failures[name] = _Failure(deployment.generation, attempts, time.monotonic() + pause)
-        self._models.expect(name, f"loading it failed: {error.message}")
+        self._models.expect(name, f"loading it failed: {error.message}", failed=pause == float("inf"))
         log.warning(
             "model.load-failed", model=name, revision=deployment.revision, code=error.code, error=str(error),
             still_serving=serving, retry_seconds=None if pause == float("inf") else pause,

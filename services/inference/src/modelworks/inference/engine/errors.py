@@ -39,8 +39,10 @@ class ModelNotReady(Unavailable):
 
     code = "model-not-ready"
 
-    def __init__(self, message: str, /, *, retry_after_seconds: int = 1) -> None:
+    def __init__(self, message: str, /, *, failed: bool = False, retry_after_seconds: int = 1) -> None:
         super().__init__(message, retry_after_seconds=retry_after_seconds)
+        self.failed = failed
+        """Loading it failed: waiting may not help."""
         self.headers["Retry-After"] = str(retry_after_seconds)
 
 

@@ -138,7 +138,7 @@ class Models:
 
     def __init__(self) -> None:
         self._serving: dict[str, LoadedModel] = {}
-        self._missing: dict[str, str] = {}
+        self._missing: dict[str, tuple[str, bool]] = {}
         self.complete = False
         """The deployments were read once: a name that is not here is not deployed."""
         self.on_miss: Callable[[str], None] = _nobody
@@ -157,13 +157,14 @@ class Models:
         """
         model = self._serving.get(name)
         if model is None:
-            why = self._missing.get(name)
-            if why is None and not self.complete:
+            known = self._missing.get(name)
+            if known is None and not self.complete:
                 raise ModelNotReady(f"model {name!r} is not ready: this worker has just started")
-            if why is None:
+            if known is None:
                 raise ModelUnknown(f"model {name!r} is not deployed: POST /api/v1/deployments first")
             self.on_miss(name)
-            raise ModelNotReady(f"model {name!r} is not ready: {why}")
+            why, failed = known
+            raise ModelNotReady(f"model {name!r} is not ready: {why}", failed=failed)
         if version and not model.answers_to(version):
             raise NotFound(f"model {name!r} is deployed at {model.ref} ({model.revision}), not at {version!r}")
         return model
@@ -184,10 +185,10 @@ class Models:
         self._missing.pop(name, None)
         return self._serving.pop(name, None)
 
-    def expect(self, name: str, why: str) -> None:
+    def expect(self, name: str, why: str, *, failed: bool = False) -> None:
         """The name is deployed and not loaded; callers are told why."""
         if name not in self._serving:
-            self._missing[name] = why
+            self._missing[name] = (why, failed)
 
     def all(self) -> list[LoadedModel]:
         """What is served, by name."""
@@ -195,7 +196,7 @@ class Models:
 
     def missing(self) -> Mapping[str, str]:
         """Deployed names that are not loaded, and why."""
-        return dict(sorted(self._missing.items()))
+        return {name: why for name, (why, _) in sorted(self._missing.items())}
 
     def memory_bytes(self) -> int:
         """Of all that is served."""

@@ -25,12 +25,14 @@ from modelworks.inference.online import Ask, Online
 from modelworks.inference.protocols import v2_describe as describe
 from modelworks.inference.protocols.body import left, read_body
 from modelworks.inference.protocols.v2_path import Target, parse_target
+from modelworks.kit.direct import Endpoint
 from modelworks.kit.errors import InvalidInput, ModelworksError, NotFound
 from modelworks.kit.platform import Platform
 from modelworks.kit.policy import SUITE, Resource
 from modelworks.kit.principal import Principal
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 PREFIX = "/oip"
 _HEADER = "inference-header-content-length"
@@ -40,8 +42,6 @@ _STATUS = frozenset({400, 401, 403, 404, 405, 413, 429, 500, 501, 503})
 """What goes out as it is: Triton's statuses, and four for what Triton does not do (tokens, permissions, load shedding,
 the edge's limit on bodies). All else is a bad request, as there; a missed deadline is 503."""
 _LOAD_WAIT_SECONDS = 60.0
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 def render(error: ModelworksError) -> Response:
@@ -261,8 +261,8 @@ def _answer_coding(accepted: str) -> str:
     return coding if coding in ("gzip", "deflate") else ""
 
 
-def router(infer: Infer, repository: Repository) -> APIRouter:
-    """The routes. Server metadata and health are public, as everywhere in the suite."""
+def router(infer: Infer, repository: Repository, platform: Platform) -> APIRouter:
+    """The routes. Health is public, as everywhere in the suite; all else needs a token."""
     routes = APIRouter(tags=["oip"])
 
     async def models(request: Request) -> Response:
@@ -288,10 +288,12 @@ def router(infer: Infer, repository: Repository) -> APIRouter:
     async def ready(_: Request) -> Response:
         return JSONResponse({"ready": True})
 
-    async def server(_: Request) -> Response:
+    async def server(request: Request) -> Response:
+        await platform.authenticate(request.headers)
         return JSONResponse(describe.server())
 
     async def unsupported(request: Request) -> Response:
+        await platform.authenticate(request.headers)
         raise Unsupported(f"{request.url.path} is not offered here: tensors travel in the request")
 
     every = ["GET", "POST", "PUT", "DELETE"]
@@ -311,6 +313,23 @@ def router(infer: Infer, repository: Repository) -> APIRouter:
     ):
         routes.add_route(path, endpoint, methods=methods, include_in_schema=False)
     return routes
+
+
+def is_infer(scope: Scope) -> bool:
+    """Whether a request is a prediction: the hot path, which goes around the framework."""
+    path: str = scope["path"]
+    if scope["method"] != "POST" or not path.startswith(_MODELS) or not path.endswith("/infer"):
+        return False
+    return path.count("/", len(_MODELS)) >= 2  # `ns/infer` alone is a model that is called so
+
+
+def direct_infer(infer: Infer) -> Endpoint:
+    """The endpoint for requests that `is_infer`."""
+
+    async def endpoint(request: Request) -> Response:
+        return await infer(request, parse_target(request.scope["path"][len(_MODELS) :]))
+
+    return endpoint
 
 
 def _method(request: Request, wanted: str) -> None:
