@@ -37,8 +37,8 @@ _OFFLOAD_BYTES = 128 * 1024
 _LOAD_PATIENCE_SECONDS = 2.0
 
 
-class ModelAwaited(Exception):
-    """The job's model is not here yet: the delivery is tried again after a pause."""
+class ModelAwaited(NotFound):
+    """The job's model is not deployed yet: the delivery is tried again after a pause."""
 
 
 @dataclass(frozen=True, slots=True)
