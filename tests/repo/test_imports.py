@@ -50,15 +50,17 @@ ENGINES_MAY_BE_IN = (
     # The worker's own process: the service's process never holds a graph.
     "services/optimizer/src/modelworks/optimizer/worker.py",
     "services/optimizer/src/modelworks/optimizer/onnx_file.py",
-    # `modelworks demo --bert` exports a model as a training pipeline would.
+    # `modelworks demo --bert` turns text into tokens, as every client of a text model must.
     "libs/client/src/modelworks/client/demo/",
 )
 HEAVY = ("onnx", "onnxruntime", "torch", "transformers")
 USED_WITHOUT_IMPORT: Mapping[str, Mapping[str, str]] = {
     "kit": {"httptools": "uvicorn's parser of HTTP, chosen when it is installed"},
     "inference": {"onnxruntime-gpu": "the same import name as onnxruntime, for the gpu extra"},
-    "optimizer": {"onnxruntime-gpu": "the same import name as onnxruntime, for the gpu extra"},
-    "client": {"onnxscript": "torch's exporter asks for it"},
+    "optimizer": {
+        "onnxruntime-gpu": "the same import name as onnxruntime, for the gpu extra",
+        "onnxscript": "torch's exporter asks for it",
+    },
 }
 DOMAIN_MAY_IMPORT = ("pydantic", f"{NAMESPACE}.events", f"{NAMESPACE}.kit.errors")
 

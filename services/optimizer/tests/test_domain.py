@@ -10,6 +10,7 @@ from modelworks.events import FileChange, JobAccepted, JobCancelled, JobFailed, 
 from modelworks.kit.errors import Conflict, InvalidInput
 from modelworks.optimizer import domain
 from modelworks.optimizer.domain import CommitPlan, Job, Outcome
+from modelworks.optimizer.passes import ONNX
 from modelworks.optimizer.ports import SourceFile, SourceRevision
 from modelworks.optimizer.recipe import parse_recipe
 from modelworks.optimizer.variant import Pointed, beside, card, find_targets, is_made, plan_commit, recommended
@@ -171,26 +172,26 @@ class TestWanted:
 
 class TestTargets:
     def test_model_onnx_is_taken_where_there_is_one(self) -> None:
-        assert find_targets(parse_recipe("int8"), of("a.onnx", "model.onnx")) == ("model.onnx",)
+        assert find_targets(parse_recipe("int8"), of("a.onnx", "model.onnx"), ONNX) == ("model.onnx",)
 
     def test_else_every_onnx_file(self) -> None:
-        assert find_targets(parse_recipe("int8"), of("x/a.onnx", "b.onnx", "c.txt")) == ("x/a.onnx", "b.onnx")
+        assert find_targets(parse_recipe("int8"), of("x/a.onnx", "b.onnx", "c.txt"), ONNX) == ("x/a.onnx", "b.onnx")
 
     def test_named_target_must_exist(self) -> None:
         recipe = parse_recipe({"name": "mine", "pass": "int8", "targets": ["net.onnx"]})
 
         with pytest.raises(InvalidInput, match=r"target 'net\.onnx' is not in revision"):
-            find_targets(recipe, of("model.onnx"))
+            find_targets(recipe, of("model.onnx"), ONNX)
 
     @pytest.mark.parametrize("paths", [("weights.bin",), tuple(f"{n}.onnx" for n in range(9))])
     def test_nothing_and_too_much_are_refused(self, paths: tuple[str, ...]) -> None:
         with pytest.raises(InvalidInput, match=r"holds no \.onnx|holds 9 \.onnx"):
-            find_targets(parse_recipe("int8"), of(*paths))
+            find_targets(parse_recipe("int8"), of(*paths), ONNX)
 
     def test_files_with_large_tensors_come_along(self) -> None:
         source = of("m/model.onnx", "m/model.onnx.data", "m/weights.bin", "m/notes.txt", "other.data")
 
-        assert [file.path for file in beside(["m/model.onnx"], source)] == ["m/model.onnx.data", "m/weights.bin"]
+        assert [file.path for file in beside(["m/model.onnx"], source, ONNX)] == ["m/model.onnx.data", "m/weights.bin"]
 
 
 class TestPlan:

@@ -154,8 +154,15 @@ async def test_worker_gets_none_of_the_services_secrets(tmp_path: Path, monkeypa
     assert "OPTIMIZER" not in seen.read_text()
 
 
-async def test_code_in_the_repository_is_never_imported(tmp_path: Path, models: ModuleType) -> None:
-    """INVARIANT: a revision that holds `onnx.py` runs nothing; starting the worker without `-P` would break it."""
+@pytest.mark.parametrize("more", ["", ":", ":source:."])
+async def test_code_in_the_repository_is_never_imported(
+    tmp_path: Path, models: ModuleType, monkeypatch: pytest.MonkeyPatch, more: str
+) -> None:
+    """INVARIANT: a revision that holds `onnx.py` runs nothing, whatever the search path of the service.
+
+    Starting the worker without `-P`, or with an empty or relative entry in its PYTHONPATH, would break it.
+    """
+    monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", "") + more)
     trap = f"import pathlib; pathlib.Path({str(tmp_path / 'sprung')!r}).touch()"
     one = order(tmp_path, models.classifier())
     for folder in (tmp_path, tmp_path / "source"):

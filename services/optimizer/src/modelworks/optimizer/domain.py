@@ -224,17 +224,20 @@ def cancel(job: Job, *, now: datetime) -> tuple[Job, list[Event]]:
     return cancelled, [JobCancelled(job=job.id, repository=job.repository, revision=job.revision)]
 
 
-def is_wanted(event: RevisionCommitted, *, branches: Sequence[str]) -> bool:
+def is_wanted(event: RevisionCommitted, *, branches: Sequence[str], suffix: str = ".onnx") -> bool:
     """Whether a commit asks for a variant: a model file changed, on a branch that is watched, and by somebody else.
 
     Our own output is never optimised again, wherever it is committed.
+
+    Args:
+        suffix: how the paths of model files end.
     """
     if event.lineage is not None and event.lineage.kind == "optimized":
         return False
     if not any(fnmatchcase(event.branch, pattern) for pattern in branches):
         return False
     # Beyond the first 256 changes the event does not list them: then a model may be among them.
-    listed = any(change.path.endswith(".onnx") and change.change != "deleted" for change in event.changes)
+    listed = any(change.path.endswith(suffix) and change.change != "deleted" for change in event.changes)
     return listed or event.changes_total > len(event.changes)
 
 

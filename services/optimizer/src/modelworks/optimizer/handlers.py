@@ -13,6 +13,7 @@ from modelworks.kit.clock import Clock
 from modelworks.kit.errors import Conflict, NotFound, VersionConflict
 from modelworks.optimizer import domain
 from modelworks.optimizer.domain import Job
+from modelworks.optimizer.passes import PASSES
 from modelworks.optimizer.ports import JobPage, Jobs, ModelRepository, StoredJob
 from modelworks.optimizer.recipe import Recipe, parse_recipe
 
@@ -49,10 +50,10 @@ class Handlers:
 
     async def accept_commit(self, event: RevisionCommitted, *, actor: str) -> list[str]:
         """A job for each recipe that a commit is optimised with; returns the ids of those that are new."""
-        if not domain.is_wanted(event, branches=self._branches):
-            return []
         accepted = []
         for recipe in self._recipes:
+            if not domain.is_wanted(event, branches=self._branches, suffix=PASSES[recipe.pass_name].takes.suffix):
+                continue
             id = domain.job_id(event.repository, event.revision, recipe.digest)
             wish = {"repository": event.repository, "revision": event.revision, "ref": event.branch}
             if await self._create(id, recipe, actor=actor, **wish):

@@ -90,6 +90,8 @@ class OutputAgreement(Value):
     """Largest absolute difference of two finite elements."""
     neighbours: Share | None = None
     """For vectors of at least 50 inputs: mean overlap of the ten nearest neighbours among the inputs."""
+    rank_correlation: float | None = None
+    """Likewise: Spearman's correlation of the cosines of all pairs of inputs."""
 
 
 class Agreement(Value):
@@ -141,6 +143,7 @@ class CandidateMeasurement(Value):
     size_ratio: float
     latency_ratio: float | None = None
     agreement: Share | None = None
+    cosine_mean: float | None = None
     chosen: bool
     refused: str | None = None
     """Why it could not be used."""
@@ -150,6 +153,7 @@ class TargetMeasurement(Value):
     """One optimised file."""
 
     path: str
+    """Of the variant."""
     candidates: tuple[CandidateMeasurement, ...]
     inputs: Inputs
     size: Size

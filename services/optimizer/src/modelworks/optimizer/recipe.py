@@ -54,7 +54,7 @@ class Rules(_Strict):
 RecipeName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 """Also the last part of the variant's branch."""
 
-TargetPath = Annotated[str, Field(min_length=1, max_length=500, pattern=r"\.onnx$")]
+TargetPath = Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class Recipe(_Strict):
@@ -65,7 +65,7 @@ class Recipe(_Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     rules: Rules = Rules()
     targets: tuple[TargetPath, ...] = Field(default=(), max_length=8)
-    """Paths to optimise. Empty: `model.onnx` if there is one, else every `.onnx` file."""
+    """Paths to optimise. Empty: the pass's favourite (`model.onnx`) if there is one, else every file that it takes."""
 
     def state(self) -> dict[str, Any]:
         """As JSON, to be read by `parse_recipe` again."""
@@ -80,7 +80,11 @@ class Recipe(_Strict):
         return hashlib.sha256(json.dumps(self.state(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-BUILT_IN: Mapping[str, Mapping[str, Any]] = {"int8": {"name": "int8", "pass": "int8"}}
+BUILT_IN: Mapping[str, Mapping[str, Any]] = {
+    "int8": {"name": "int8", "pass": "int8"},
+    # The same numbers in another form: it must answer as the original does, and need not be smaller.
+    "onnx": {"name": "onnx", "pass": "onnx-export", "rules": {"min_cosine_mean": 0.999, "min_size_ratio": None}},
+}
 """Recipes that can be asked for by name."""
 
 _TEXT_MAX = 64 * 1024
@@ -133,6 +137,11 @@ def _check_options(recipe: Recipe) -> None:
     if spec is None:
         raise InvalidInput(f"recipe: pass {recipe.pass_name!r} is unknown; known are: {', '.join(sorted(PASSES))}")
     _validated(import_module(spec.module).Options, recipe.options, where="recipe.options")
+    for target in recipe.targets:
+        if not target.endswith(spec.takes.suffix):
+            pickled = target.endswith(spec.takes.refused) if spec.takes.refused else False
+            why = spec.takes.refused_because if pickled else f"it works on {spec.takes.suffix} files"
+            raise InvalidInput(f"recipe.targets: pass {recipe.pass_name} does not take {target!r}: {why}")
 
 
 def _validated(model: type[_Model], given: Any, *, where: str) -> _Model:

@@ -98,12 +98,13 @@ def _target(target: TargetMeasurement) -> list[str]:
         f"Compared on {agreement.samples} inputs ({target.inputs.source}: {target.inputs.description}), "
         f"{agreement.batch} a run: {percent(agreement.agreement)} agree.",
         "",
-        "| output | kind | agreement | cosine mean | cosine min | largest difference | neighbours |",
-        "|---|---|---|---|---|---|---|",
+        "| output | kind | agreement | cosine mean | cosine min | largest difference | neighbours | rank correlation |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
         f"| {o.name} | {o.kind}{'' if o.declared else ' (guessed)'} | {percent(o.agreement)} | {_number(o.cosine_mean)} | "
-        f"{_number(o.cosine_min)} | {_number(o.difference_max)} | {_number(o.neighbours)} |"
+        f"{_number(o.cosine_min)} | {_number(o.difference_max)} | {_number(o.neighbours)} | "
+        f"{_number(o.rank_correlation)} |"
         for o in agreement.outputs
     ]
     lines += ["", "| candidate | smaller | latency ratio | agreement | kept |", "|---|---|---|---|---|"]

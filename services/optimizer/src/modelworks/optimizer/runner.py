@@ -20,7 +20,7 @@ from modelworks.optimizer.keeper import Keeper, Superseded
 from modelworks.optimizer.manifest import CARD_PATH, MANIFEST_PATH, Manifest, read_manifest
 from modelworks.optimizer.measurement import Measurement
 from modelworks.optimizer.order import Effort, Order
-from modelworks.optimizer.passes import WorkError
+from modelworks.optimizer.passes import PASSES, Takes, WorkError
 from modelworks.optimizer.ports import Jobs, ModelRepository, SourceFile, SourceRevision, StoredJob, Workshop
 from modelworks.optimizer.recipe import Rules, merge_rules, parse_recipe
 from modelworks.optimizer.report import as_json, as_markdown, as_svg, report_of
@@ -200,30 +200,37 @@ class Runner:
         """Make and measure the variant, store its files, and save the plan of its commit."""
         job = keeper.job
         recipe = parse_recipe(job.recipe)
-        targets = find_targets(recipe, source)
+        takes = PASSES[recipe.pass_name].takes
+        targets = find_targets(recipe, source, takes)
+        variants = [takes.variant_path(target) for target in targets]
         texts = await self._read_texts(job, source, folder)
         manifest = read_manifest(texts)
         rules = merge_rules(manifest.optimization.rules, recipe.rules)
-        order = await self._download(keeper, source, targets, manifest, rules, folder)
+        order = await self._download(keeper, source, targets, takes, manifest, rules, folder)
         order = order.model_copy(update={"pass_name": recipe.pass_name, "options": recipe.options})
         measurement = await self._workshop.work(order, keeper.tick)
         keeper.tick("commit", 0.0)
         verdict = judge(measurement, rules, recipe=recipe.name)
         report = report_of(job, measurement, verdict, rules)
         files: dict[str, Path | bytes] = {
-            **{path: folder / "variant" / path for path in (*targets, *_beside_variant(measurement))},
+            **{path: folder / "variant" / path for path in (*variants, *_beside_variant(measurement))},
             f"{REPORT_FOLDER}report.json": as_json(report),
             f"{REPORT_FOLDER}report.md": as_markdown(job, measurement, verdict),
             f"{REPORT_FOLDER}report.svg": as_svg(measurement),
             CARD_PATH: card(
-                texts.get(CARD_PATH), job, targets=targets, summary=verdict.summary, verdict=verdict.verdict
+                texts.get(CARD_PATH), job, targets=variants, summary=verdict.summary, verdict=verdict.verdict
             ).encode(),
         }
         made = {path: await self._models.upload(job.repository, data) for path, data in files.items()}
         head = await self._models.head(job.repository, job.branch)
         message = f"optimize: {recipe.name} of {job.revision[:12]} ({verdict.verdict}: {verdict.summary})"
         commit = plan_commit(
-            job, source, head, made=made, dropped=_dropped(measurement, targets, source), message=message[:500]
+            job,
+            source,
+            head,
+            made=made,
+            dropped=_dropped(measurement, targets, variants, source),
+            message=message[:500],
         )
         outcome = Outcome(
             verdict=verdict.verdict, size_ratio=report["size_ratio"], latency_ratio=report["latency_ratio"],
@@ -250,6 +257,7 @@ class Runner:
         keeper: Keeper,
         source: SourceRevision,
         targets: Sequence[str],
+        takes: Takes,
         manifest: Manifest,
         rules: Rules,
         folder: Path,
@@ -262,7 +270,7 @@ class Runner:
             raise NotFound(
                 f"{sorted(missing)[0]!r}, named under evaluation.arrays, is not in revision {source.revision}"
             )
-        models = [file for file in source.files if file.path in targets] + beside(targets, source)
+        models = [file for file in source.files if file.path in targets] + beside(targets, source, takes)
         taken = {file.path for file in (*models, *arrays)}
         samples = [
             file
@@ -344,8 +352,11 @@ def _beside_variant(measurement: Measurement) -> list[str]:
     return [path for target in measurement.targets for path in target.beside_variant]
 
 
-def _dropped(measurement: Measurement, targets: Sequence[str], source: SourceRevision) -> set[str]:
-    """Files with the originals' large tensors, when no model that stays as it is may need them."""
+def _dropped(
+    measurement: Measurement, targets: Sequence[str], variants: Sequence[str], source: SourceRevision
+) -> set[str]:
+    """What the variants stand in for, and files with the originals' large tensors if no other model may need them."""
+    replaced = set(targets) - set(variants)
     if any(file.path.endswith(".onnx") and file.path not in targets for file in source.files):
-        return set()
-    return {path for target in measurement.targets for path in target.beside_original}
+        return replaced
+    return replaced | {path for target in measurement.targets for path in target.beside_original}

@@ -9,19 +9,18 @@ from typing import Literal
 
 from modelworks.kit.errors import InvalidInput
 from modelworks.optimizer.domain import CommitPlan, Job
+from modelworks.optimizer.passes import Takes
 from modelworks.optimizer.ports import SourceFile, SourceRevision
 from modelworks.optimizer.recipe import Recipe
 
 REPORT_FOLDER = "optimization/"
 
-_BESIDE_SUFFIXES = (".data", ".onnx_data", ".weights", ".weight", ".bin")
 
-
-def find_targets(recipe: Recipe, source: SourceRevision) -> tuple[str, ...]:
+def find_targets(recipe: Recipe, source: SourceRevision, takes: Takes) -> tuple[str, ...]:
     """The files to optimise.
 
     Raises:
-        InvalidInput: a named file is not in the revision, or it holds no ONNX file at all.
+        InvalidInput: a named file is not in the revision, or it holds no file at all that the pass takes.
     """
     paths = [file.path for file in source.files]
     if recipe.targets:
@@ -29,28 +28,41 @@ def find_targets(recipe: Recipe, source: SourceRevision) -> tuple[str, ...]:
         if missing:
             raise InvalidInput(f"recipe target {missing[0]!r} is not in revision {source.revision}")
         return recipe.targets
-    if "model.onnx" in paths:
-        return ("model.onnx",)
-    found = tuple(path for path in paths if path.endswith(".onnx"))
+    if takes.favourite in paths:
+        return (takes.favourite,)
+    found = tuple(path for path in paths if path.endswith(takes.suffix))
     if not found:
-        raise InvalidInput(f"revision {source.revision} holds no .onnx file: there is nothing to optimise")
+        unread = [path for path in paths if takes.refused and path.endswith(takes.refused)]
+        why = f"{unread[0]} is not read, {takes.refused_because}" if unread else "there is nothing to optimise"
+        raise InvalidInput(f"revision {source.revision} holds no {takes.suffix} file: {why}")
     if len(found) > 8:
         raise InvalidInput(
-            f"revision {source.revision} holds {len(found)} .onnx files: name up to 8 in the recipe's targets"
+            f"revision {source.revision} holds {len(found)} {takes.suffix} files: name up to 8 in the recipe's targets"
         )
     return found
 
 
-def beside(targets: Collection[str], source: SourceRevision) -> list[SourceFile]:
-    """Files that may hold the targets' large tensors: in the same folders, by the names that exporters give."""
+def beside(targets: Collection[str], source: SourceRevision, takes: Takes) -> list[SourceFile]:
+    """Files that belong to the targets, by the names that exporters give, or as the pass names them."""
     folders = {PurePosixPath(target).parent for target in targets}
     return [
         file
         for file in source.files
         if file.path not in targets
-        and PurePosixPath(file.path).parent in folders
-        and (file.path.endswith(_BESIDE_SUFFIXES) or any(file.path.startswith(f"{target}.") for target in targets))
+        and (
+            (PurePosixPath(file.path).parent in folders and _is_beside(file.path, targets, takes))
+            or (
+                PurePosixPath(file.path).name in takes.below_names
+                and not folders.isdisjoint(PurePosixPath(file.path).parents)
+            )
+        )
     ]
+
+
+def _is_beside(path: str, targets: Collection[str], takes: Takes) -> bool:
+    if not takes.beside_suffixes:
+        return False
+    return path.endswith(takes.beside_suffixes) or any(path.startswith(f"{target}.") for target in targets)
 
 
 def plan_commit(

@@ -107,6 +107,8 @@ def choose(candidates: Sequence[CandidateMeasurement], rules: Rules) -> int:
         candidate = candidates[index]
         latency, agreement = candidate.latency_ratio or 1.0, candidate.agreement or 0.0
         alike = rules.min_agreement is None or agreement >= rules.min_agreement
+        if rules.min_cosine_mean is not None and candidate.cosine_mean is not None:
+            alike = alike and candidate.cosine_mean >= rules.min_cosine_mean
         quick = rules.max_latency_ratio is None or latency <= rules.max_latency_ratio
         small = rules.min_size_ratio is None or candidate.size_ratio >= rules.min_size_ratio
         broken = 2 * (not alike) + (not (quick and small))
@@ -151,7 +153,7 @@ def _latency_sentence(point: Latency) -> str:
 
 def _reason(target: TargetMeasurement, machine: Machine) -> list[str]:
     """Why it is slower, as far as the profile and the processor say."""
-    if target.latency[0].ratio_low <= 1.0:
+    if target.latency[0].ratio_low <= 1.0 or not target.profile.original:
         return []
     before = {entry.operator: entry.ms for entry in target.profile.original}
     grown = []

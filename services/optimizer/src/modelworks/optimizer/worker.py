@@ -20,7 +20,7 @@ from typing import TextIO
 
 from modelworks.optimizer.measurement import Measurement
 from modelworks.optimizer.order import Answer, Finished, Order, Progressed, Refused
-from modelworks.optimizer.passes import WorkError, is_out_of_memory
+from modelworks.optimizer.passes import PASSES, WorkError, is_out_of_memory
 
 _PROGRESS_SECONDS_MIN = 0.2
 
@@ -44,6 +44,7 @@ def _measure(order: Order, answer: TextIO) -> Measurement:
     from modelworks.optimizer.evaluation.evaluate import process_target
     from modelworks.optimizer.machine import read_machine
 
+    needed = PASSES[order.pass_name].needs
     machine, started = read_machine(), time.perf_counter()
     told_at, told_stage = 0.0, ""
 
@@ -63,6 +64,7 @@ def _measure(order: Order, answer: TextIO) -> Measurement:
         machine=machine,
         versions={
             "python": sys.version.split()[0], "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__,
+            **{name: sys.modules[name].__version__ for name in needed if name in sys.modules},
         },
         seconds=round(time.perf_counter() - started, 3),
         memory_bytes_peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),

@@ -178,6 +178,10 @@ def _kill(process: asyncio.subprocess.Process) -> None:
 
 def _environment(order: Order) -> dict[str, str]:
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    if "PYTHONPATH" in kept:
+        # An empty or relative entry would mean the worker's own folder, where a stranger's files lie.
+        entries = [entry for entry in kept["PYTHONPATH"].split(os.pathsep) if entry]
+        kept["PYTHONPATH"] = os.pathsep.join(os.path.abspath(entry) for entry in entries)
     return {**kept, "HOME": order.folder, "TMPDIR": order.folder, "OMP_NUM_THREADS": str(order.effort.threads)}
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from modelworks.optimizer.evaluation.inputs import InputSet
-from modelworks.optimizer.evaluation.session import Array, Session
+from modelworks.optimizer.evaluation.session import Array, Runnable
 from modelworks.optimizer.measurement import Agreement, OutputAgreement, OutputKind
 from modelworks.optimizer.passes import WorkError
 
@@ -38,7 +38,7 @@ Tick = Callable[[float], None]
 
 
 def answers(
-    model: Session,
+    model: Runnable,
     inputs: InputSet,
     *,
     samples: int,
@@ -153,7 +153,7 @@ def _compare_output(
         difference_max=max((float(np.abs(one - other).max()) for one, other in pairs if one.size), default=None)
         if numeric
         else None,
-        neighbours=_neighbours(pairs) if kind == "vectors" and numeric else None,
+        **(_likeness(pairs) if kind == "vectors" and numeric else {}),
     )
 
 
@@ -207,21 +207,37 @@ def _relative_error(one: Array, other: Array) -> float:
     return error / scale
 
 
-def _neighbours(pairs: Sequence[tuple[Array, Array]]) -> float | None:
-    """Mean overlap of the nearest neighbours by cosine among the inputs themselves."""
+def _likeness(pairs: Sequence[tuple[Array, Array]]) -> dict[str, float]:
+    """Whether the vectors lie alike among themselves: nearest neighbours, and the order of all cosines."""
     if len(pairs) < _NEIGHBOUR_SAMPLES_MIN or pairs[0][0].ndim != 1:
-        return None
-    left, right = (_nearest(np.stack([pair[side] for pair in pairs])) for side in (0, 1))
-    shared = [len(set(one) & set(other)) / _NEIGHBOURS for one, other in zip(left, right, strict=True)]
-    return _rounded(np.mean(shared))
+        return {}
+    left, right = (_cosines(np.stack([pair[side] for pair in pairs])) for side in (0, 1))
+    shared = [len(set(one) & set(other)) for one, other in zip(_nearest(left), _nearest(right), strict=True)]
+    above = np.triu_indices(len(pairs), k=1)
+    return {
+        "neighbours": _rounded(np.mean(shared) / _NEIGHBOURS),
+        "rank_correlation": _rounded(_spearman(left[above], right[above])),
+    }
 
 
-def _nearest(vectors: Array) -> list[list[int]]:
+def _cosines(vectors: Array) -> Array:
     unit = vectors.astype(np.float64)
     unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    similar = unit @ unit.T
+    return np.asarray(unit @ unit.T)
+
+
+def _nearest(cosines: Array) -> list[list[int]]:
+    similar = cosines.copy()
     np.fill_diagonal(similar, -np.inf)
     return [list(row) for row in np.argpartition(-similar, _NEIGHBOURS, axis=1)[:, :_NEIGHBOURS].tolist()]
+
+
+def _spearman(one: Array, other: Array) -> float:
+    """Correlation of the ranks; 0 where one side does not vary. Equal floats are too rare to average their ranks."""
+    left, right = (values.argsort().argsort().astype(np.float64) for values in (one, other))
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return 0.0
+    return float(np.corrcoef(left, right)[0, 1])
 
 
 def _rounded(value: Any) -> float:

@@ -8,14 +8,16 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from modelworks.optimizer.evaluation.agreement import Reference, answers, compare
 from modelworks.optimizer.evaluation.inputs import InputSet, find_inputs
 from modelworks.optimizer.evaluation.latency import paired_latency
+from modelworks.optimizer.evaluation.original import Original
 from modelworks.optimizer.evaluation.profile import operator_times
-from modelworks.optimizer.evaluation.session import Session
+from modelworks.optimizer.evaluation.session import Runnable, Session
 from modelworks.optimizer.measurement import (
     Agreement,
     CandidateMeasurement,
@@ -25,9 +27,9 @@ from modelworks.optimizer.measurement import (
     Size,
     TargetMeasurement,
 )
-from modelworks.optimizer.onnx_file import external_files, model_bytes, require_onnx
+from modelworks.optimizer.onnx_file import external_files, model_bytes
 from modelworks.optimizer.order import Order
-from modelworks.optimizer.passes import PASSES, Candidate, WorkError
+from modelworks.optimizer.passes import PASSES, Candidate, PassSpec, WorkError
 from modelworks.optimizer.verdict import choose
 
 Report = Callable[[str, float], None]
@@ -44,9 +46,9 @@ class _Bench:
 
     order: Order
     root: Path
-    target: Path
-    original: Session
-    """With the threads that are timed."""
+    source: Original
+    original: Runnable
+    """The source with the threads that are timed."""
     inputs: InputSet
 
     @property
@@ -63,18 +65,30 @@ class _Bench:
             return [self.inputs.feed(number % self.inputs.samples, 1) for number in range(_FEEDS)]
         return [self.inputs.repeated(number * batch, batch) for number in range(_FEEDS)]
 
-    def latency(self, variant: Session, batch: int, *, rounds: int) -> Latency:
+    def latency(self, variant: Runnable, batch: int, *, rounds: int) -> Latency:
         effort = self.order.effort
         return paired_latency(
             self.original, variant, self.feeds(batch), batch=batch, threads=effort.threads, rounds=rounds,
             seconds_max=effort.seconds_max,
         )  # fmt: skip
 
-    def answers(
-        self, path: Path, samples: int, *, tick: Callable[[float], None] = lambda _: None, seconds_max: float = math.inf
+    @property
+    def threads_compare(self) -> int:
+        return self.order.effort.threads_compare or os.cpu_count() or 1
+
+    def original_answers(
+        self, samples: int, *, tick: Callable[[float], None] = lambda _: None, seconds_max: float = math.inf
+    ) -> Reference:
+        model = self.source.open(threads=self.threads_compare)
+        return self._answers(model, samples, tick=tick, seconds_max=seconds_max)
+
+    def answers(self, path: Path, samples: int, *, tick: Callable[[float], None] = lambda _: None) -> Reference:
+        return self._answers(Session(path, threads=self.threads_compare), samples, tick=tick, seconds_max=math.inf)
+
+    def _answers(
+        self, model: Runnable, samples: int, *, tick: Callable[[float], None], seconds_max: float
     ) -> Reference:
         effort = self.order.effort
-        model = Session(path, threads=effort.threads_compare or os.cpu_count() or 1)
         return answers(
             model, self.inputs, samples=samples, batch=self.batch, bytes_max=effort.output_bytes_max,
             seconds_max=seconds_max, tick=tick,
@@ -94,11 +108,13 @@ def process_target(order: Order, target: str, machine: Machine, report: Report) 
         WorkError: the file is no model, does not run, or the pass refuses it.
     """
     root = Path(order.folder)
-    source = root / "source" / target
+    path = root / "source" / target
     spec = PASSES[order.pass_name]
     report(spec.stage, 0.0)
-    require_onnx(source)
-    original = Session(source, threads=order.effort.threads)
+    _require_modules(order.pass_name, spec)
+    options = import_module(spec.module).Options.model_validate(order.options)
+    source: Original = import_module(spec.takes.module).open_original(path, options=options)
+    original = source.open(threads=order.effort.threads)
     inputs, notes = find_inputs(
         original,
         arrays=[root / "source" / path for path in order.arrays],
@@ -109,25 +125,30 @@ def process_target(order: Order, target: str, machine: Machine, report: Report) 
     )
     bench = _Bench(order, root, source, original, inputs)
     scratch = root / "candidates"
-    made = _candidates(order, source, scratch, machine)
+    made: list[Candidate] = list(import_module(spec.module).build(path, scratch, options=options, machine=machine))
     report("evaluate", 0.0)
     measured, kept = _probe(bench, made, report)
-    _install(made[kept].path, root / "variant" / target)
+    variant = spec.takes.variant_path(target)
+    _install(made[kept].path, root / "variant" / variant)
     shutil.rmtree(scratch)
-    return _measure(bench, target, measured, notes, report)
+    return _measure(bench, variant, measured, notes, report)
 
 
-def _candidates(order: Order, source: Path, scratch: Path, machine: Machine) -> list[Candidate]:
-    module = import_module(PASSES[order.pass_name].module)
-    options = module.Options.model_validate(order.options)
-    return list(module.build(source, scratch, options=options, machine=machine))
+def _require_modules(name: str, spec: PassSpec) -> None:
+    missing = [module for module in spec.needs if find_spec(module) is None]
+    if missing:
+        raise WorkError(
+            "extra-missing",
+            f"pass {name} needs {', '.join(missing)}, which the optimizer's Python does not have: install the extra "
+            f"{spec.extra!r} there (pip install 'modelworks[{spec.extra}]')",
+        )
 
 
 def _probe(bench: _Bench, made: list[Candidate], report: Report) -> tuple[list[CandidateMeasurement], int]:
     """A short look at every candidate, and the index of the one to keep."""
     samples = min(bench.order.effort.probe_samples, bench.inputs.samples)
-    original_bytes = model_bytes(bench.target)
-    reference = bench.answers(bench.target, samples) if len(made) > 1 else ()
+    original_bytes = bench.source.size_bytes
+    reference = bench.original_answers(samples) if len(made) > 1 else ()
     measured: list[CandidateMeasurement] = []
     for number, candidate in enumerate(made):
         ratio = round(original_bytes / model_bytes(candidate.path), 4)
@@ -136,7 +157,7 @@ def _probe(bench: _Bench, made: list[Candidate], report: Report) -> tuple[list[C
             try:
                 compared = bench.compare(reference, bench.answers(candidate.path, samples), samples)
                 session = Session(candidate.path, threads=bench.order.effort.threads)
-                found["agreement"] = compared.agreement
+                found["agreement"], found["cosine_mean"] = compared.agreement, compared.cosine_mean
                 found["latency_ratio"] = bench.latency(session, bench.batches[0], rounds=_PROBE_ROUNDS).ratio
             except WorkError as error:
                 found["refused"] = error.message[:300]
@@ -150,9 +171,9 @@ def _probe(bench: _Bench, made: list[Candidate], report: Report) -> tuple[list[C
 
 
 def _measure(
-    bench: _Bench, target: str, measured: list[CandidateMeasurement], notes: tuple[str, ...], report: Report
+    bench: _Bench, path: str, measured: list[CandidateMeasurement], notes: tuple[str, ...], report: Report
 ) -> TargetMeasurement:
-    variant_path = bench.root / "variant" / target
+    variant_path = bench.root / "variant" / path
     try:
         variant = Session(variant_path, threads=bench.order.effort.threads)
     except WorkError as error:
@@ -166,9 +187,9 @@ def _measure(
     if bench.inputs.whole:
         notes = (*notes, "The model's first dimension is fixed, so only one batch size could be timed.")
     feed, threads = bench.feeds(bench.batches[0])[0], bench.order.effort.threads
-    original_bytes, variant_bytes = model_bytes(bench.target), model_bytes(variant_path)
+    original_bytes, variant_bytes = bench.source.size_bytes, model_bytes(variant_path)
     return TargetMeasurement(
-        path=target,
+        path=path,
         candidates=tuple(measured),
         inputs=bench.inputs.about,
         size=Size(
@@ -177,10 +198,10 @@ def _measure(
         latency=tuple(points),
         agreement=agreement,
         profile=Profile(
-            original=operator_times(bench.target, feed, threads=threads, folder=bench.root),
+            original=bench.source.operator_times(feed, threads=threads, folder=bench.root),
             variant=operator_times(variant_path, feed, threads=threads, folder=bench.root),
         ),
-        beside_original=_shown(external_files(bench.target), bench.root / "source"),
+        beside_original=_shown(bench.source.beside, bench.root / "source"),
         beside_variant=_shown(external_files(variant_path), bench.root / "variant"),
         notes=notes,
     )
@@ -189,8 +210,8 @@ def _measure(
 def _agreement(bench: _Bench, variant: Path, report: Report) -> tuple[Agreement, tuple[str, ...]]:
     """The agreement on as many inputs as the time allows, and a note when those are not all."""
     samples, seconds = bench.inputs.samples, bench.order.effort.seconds_compare_max
-    original = bench.answers(
-        bench.target, samples, tick=lambda share: report("evaluate", 0.3 + 0.2 * share), seconds_max=seconds
+    original = bench.original_answers(
+        samples, tick=lambda share: report("evaluate", 0.3 + 0.2 * share), seconds_max=seconds
     )
     step = 1 if bench.inputs.whole else bench.batch
     done = min(samples, len(original) * step)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from modelworks.optimizer.evaluation.session import Array, Session, TensorSpec
+from modelworks.optimizer.evaluation.session import Array, Runnable, TensorSpec
 from modelworks.optimizer.evaluation.synthetic import synthetic_samples
 from modelworks.optimizer.manifest import FileBytes
 from modelworks.optimizer.measurement import Inputs
@@ -53,7 +53,7 @@ class InputSet:
 
 
 def find_inputs(
-    model: Session,
+    model: Runnable,
     *,
     arrays: Sequence[Path],
     files: Sequence[Path],
@@ -87,7 +87,7 @@ def find_inputs(
 
 
 def from_npz(
-    model: Session, path: Path, *, samples_max: int, shown: str, unpacked_bytes_max: int = _UNPACKED_BYTES_MAX
+    model: Runnable, path: Path, *, samples_max: int, shown: str, unpacked_bytes_max: int = _UNPACKED_BYTES_MAX
 ) -> InputSet:
     """Arrays of an `.npz` file, one for each input by name, samples along the first axis.
 
@@ -113,7 +113,7 @@ def from_npz(
 
 
 def from_files(
-    model: Session, files: Sequence[Path], declared: Mapping[str, FileBytes], *, samples_max: int
+    model: Runnable, files: Sequence[Path], declared: Mapping[str, FileBytes], *, samples_max: int
 ) -> InputSet:
     """Each file one sample, by the rule that the repository declares.
 
@@ -143,7 +143,7 @@ def tokens(content: bytes, rule: FileBytes) -> list[int]:
     return first + [rule.padding] * (rule.first - len(first)) + [rule.padding] * (rule.last - len(last)) + last
 
 
-def _aligned(model: Session, found: Mapping[str, Array], source: Any, shown: str, samples_max: int) -> InputSet:
+def _aligned(model: Runnable, found: Mapping[str, Array], source: Any, shown: str, samples_max: int) -> InputSet:
     arrays: dict[str, Array] = {}
     whole = not model.batchable
     for spec in model.inputs:

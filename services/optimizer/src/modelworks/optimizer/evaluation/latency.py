@@ -12,7 +12,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 
-from modelworks.optimizer.evaluation.session import Array, Session
+from modelworks.optimizer.evaluation.session import Array, Runnable
 from modelworks.optimizer.measurement import Latency
 
 Feed = Mapping[str, Array]
@@ -24,8 +24,8 @@ _RESAMPLES = 1000
 
 
 def paired_latency(
-    original: Session,
-    variant: Session,
+    original: Runnable,
+    variant: Runnable,
     feeds: Sequence[Feed],
     *,
     batch: int,
@@ -72,7 +72,7 @@ def paired_latency(
     )
 
 
-def _timed(model: Session, feeds: Sequence[Feed], start: int, runs: int) -> float:
+def _timed(model: Runnable, feeds: Sequence[Feed], start: int, runs: int) -> float:
     """Median seconds of `runs` runs, going round the feeds."""
     times = []
     for number in range(runs):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
+from modelworks.optimizer.onnx_file import load_graph
 from modelworks.optimizer.passes import WorkError, refusal
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,8 +36,31 @@ class TensorSpec:
         return f"{self.dtype.name} [{sizes}]"
 
 
+class Runnable(Protocol):
+    """A loaded model, whatever runs it."""
+
+    path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def batchable(self) -> bool:
+        """Whether every input has an open first dimension."""
+
+    @property
+    def bounds(self) -> Mapping[str, int]:
+        """For inputs that index a table: the table's length."""
+
+    def run(self, feed: Mapping[str, Array]) -> list[Any]:
+        """All outputs, in the order of `outputs`.
+
+        Raises:
+            WorkError: `not-runnable`, with the runtime's own reason.
+        """
+
+
 class Session:
-    """A loaded model."""
+    """A loaded ONNX model."""
 
     def __init__(self, path: Path, *, threads: int, profile_prefix: Path | None = None) -> None:
         """Load.
@@ -80,6 +104,22 @@ class Session:
     def batchable(self) -> bool:
         """Whether every input has an open first dimension."""
         return bool(self.inputs) and all(spec.shape and not isinstance(spec.shape[0], int) for spec in self.inputs)
+
+    @property
+    def bounds(self) -> Mapping[str, int]:
+        """For inputs that index a constant table (through casts at most): the table's length."""
+        graph = load_graph(self.path)
+        lengths = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
+        origin = {spec.name: spec.name for spec in self.inputs}
+        for node in graph.node:
+            if node.op_type in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape") and node.input[0] in origin:
+                origin[node.output[0]] = origin[node.input[0]]
+        bounds: dict[str, int] = {}
+        for node in graph.node:
+            if node.op_type == "Gather" and node.input[0] in lengths and node.input[1] in origin:
+                name = origin[node.input[1]]
+                bounds[name] = min(bounds.get(name, lengths[node.input[0]]), lengths[node.input[0]])
+        return bounds
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from modelworks.optimizer.evaluation.session import Array, Session, TensorSpec
-from modelworks.optimizer.onnx_file import load_graph
+from modelworks.optimizer.evaluation.session import Array, Runnable, TensorSpec
 
 # For open dimensions that are no batch: long enough for windows and kernels of common models, short enough to be quick.
 _OPEN_SIZE = 16
@@ -12,10 +11,10 @@ _IMAGE_SIZE = 64
 _INTEGERS_BELOW = 100
 
 
-def synthetic_samples(model: Session, *, count: int) -> dict[str, Array]:
+def synthetic_samples(model: Runnable, *, count: int) -> dict[str, Array]:
     """`count` samples of each input; integers that index a table stay inside it."""
     rng = np.random.default_rng(0)
-    bounds = _vocabularies(model)
+    bounds = model.bounds
     return {
         spec.name: _random(rng, spec, _shape(spec, count, batched=model.batchable), bounds.get(spec.name))
         for spec in model.inputs
@@ -48,19 +47,3 @@ def _random(rng: np.random.Generator, spec: TensorSpec, shape: tuple[int, ...], 
     if "type" in name:
         return np.zeros(shape, dtype=spec.dtype)
     return rng.integers(0, min(below or _INTEGERS_BELOW, np.iinfo(spec.dtype).max), shape).astype(spec.dtype)
-
-
-def _vocabularies(model: Session) -> dict[str, int]:
-    """For each input that indexes a constant table (through casts at most): the table's length."""
-    graph = load_graph(model.path)
-    lengths = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
-    origin = {spec.name: spec.name for spec in model.inputs}
-    for node in graph.node:
-        if node.op_type in ("Cast", "Identity", "Unsqueeze", "Squeeze", "Reshape") and node.input[0] in origin:
-            origin[node.output[0]] = origin[node.input[0]]
-    bounds: dict[str, int] = {}
-    for node in graph.node:
-        if node.op_type == "Gather" and node.input[0] in lengths and node.input[1] in origin:
-            name = origin[node.input[1]]
-            bounds[name] = min(bounds.get(name, lengths[node.input[0]]), lengths[node.input[0]])
-    return bounds

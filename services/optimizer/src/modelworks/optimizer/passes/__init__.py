@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from modelworks.optimizer.measurement import Machine
@@ -37,15 +37,66 @@ class Build(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Takes:
+    """The kind of source that a pass works on."""
+
+    suffix: str
+    """How a target's path ends."""
+    favourite: str
+    """Where a revision holds this path, it is the only target."""
+    module: str
+    """Offers `open_original(path, *, options) -> Original`: how the source is run, for the comparison."""
+    beside_suffixes: tuple[str, ...] = ()
+    """Files in a target's folder that belong to it, by how their names end."""
+    below_names: tuple[str, ...] = ()
+    """Files in a target's folder and the folders below it that belong to it, by their names."""
+    refused: tuple[str, ...] = ()
+    """Ends of files that hold such models, too, in a form that is never read."""
+    refused_because: str = ""
+
+    def variant_path(self, target: str) -> str:
+        """Where the variant of a target goes. A target of another kind than the variant is not in the variant's tree."""
+        return str(PurePosixPath(target).with_suffix(".onnx"))
+
+
+ONNX = Takes(
+    suffix=".onnx",
+    favourite="model.onnx",
+    module="modelworks.optimizer.evaluation.original",
+    beside_suffixes=(".data", ".onnx_data", ".weights", ".weight", ".bin"),
+)
+ENCODER = Takes(
+    suffix=".safetensors",
+    favourite="model.safetensors",
+    module="modelworks.optimizer.evaluation.encoder",
+    below_names=("config.json", "modules.json"),
+    refused=(".bin", ".pt", ".pth", ".ckpt", ".pkl"),
+    refused_because="it is a pickle, which runs code when it is read: publish model.safetensors",
+)
+
+
+@dataclass(frozen=True, slots=True)
 class PassSpec:
-    """Where a pass lives and how its stage is called in a job's progress."""
+    """Where a pass lives, what it works on, and how its stage is called in a job's progress."""
 
     module: str
     stage: str
+    takes: Takes = ONNX
+    needs: tuple[str, ...] = ()
+    """Modules beyond those that the optimizer always has."""
+    extra: str = ""
+    """The extra of the distribution that brings them."""
 
 
 PASSES: dict[str, PassSpec] = {
     "int8": PassSpec(module="modelworks.optimizer.passes.int8", stage="quantize"),
+    "onnx-export": PassSpec(
+        module="modelworks.optimizer.passes.onnx_export",
+        stage="export",
+        takes=ENCODER,
+        needs=("torch", "transformers", "onnxscript"),
+        extra="torch",
+    ),
 }
 
 
