@@ -98,7 +98,7 @@ async def test_worker_that_hoards_memory_is_ended(tmp_path: Path) -> None:
     assert caught.value.code == "memory-limit"
 
 
-@pytest.mark.parametrize("mebibytes", [80, 130, 180, 220])
+@pytest.mark.parametrize("mebibytes", [130, 180, 220])
 async def test_model_too_large_for_the_limit_says_so(tmp_path: Path, models: ModuleType, mebibytes: int) -> None:
     """The real worker's own limit: allocation fails inside the libraries, each of which says it in its own way."""
     with pytest.raises(WorkError) as caught:
