@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from modelworks.client.api import AsyncModelworks
+from modelworks.client.auditing import state_file, verify_hits, verify_log
 from modelworks.client.cli.console import fail, guarded, note, properties, run, show, table
-from modelworks.kit.errors import InvalidInput, ModelworksError, NotFound
+from modelworks.kit.errors import ModelworksError, NotFound
 
 jobs = typer.Typer(help="Queued predictions and optimizations.", invoke_without_command=True)
 events = typer.Typer(help="Dead letters: messages that their consumers gave up on.", no_args_is_help=True)
@@ -116,7 +118,7 @@ def search_audit(
     async def work(client: AsyncModelworks) -> tuple[Mapping[str, Any], int]:
         page = await client.audit(query, limit=limit, actor=actor, outcome=outcome)
         document = {"items": list(page.items), "total": page.total, "cursor": page.cursor, **page.extra}
-        return document, _verify(document, await client.text("/api/v1/audit/key"))
+        return document, verify_hits(document, await client.text("/api/v1/audit/key"))
 
     document, verified = run(context, work)
     rows = [(i["index"], i["time"][:19], i["actor"], i["type"], i["outcome"], i["resource"]) for i in document["items"]]
@@ -132,44 +134,27 @@ def search_audit(
 def verify_audit(
     context: typer.Context,
     key: Annotated[str, typer.Option(help="The log's public key, if you know it: do not take the suite's word.")] = "",
+    state: Annotated[
+        Path | None,
+        typer.Option(help="File that remembers the log's key and last head; default: in your state folder."),
+    ] = None,
 ) -> None:
-    """Read the whole log and check every entry against its signed head."""
+    """Read the whole log and check every entry against its signed head.
+
+    The key and the head are remembered: the next time the log must have the same key and be a continuation.
+    """
 
     async def work(client: AsyncModelworks) -> Mapping[str, Any]:
-        return await _verify_log(client, key)
+        return await verify_log(client, key=key, state=state or state_file(client.http.url))
 
     result = run(context, work)
-    show(context, result, lambda: note(f"{result['size']} entries verified, root {result['root']}"))
 
+    def render() -> None:
+        note(f"{result['size']} entries verified, root {result['root']}")
+        if result["grown_from"] is not None:
+            note(f"a continuation of the {result['grown_from']} entries that were verified before")
 
-def _verify(document: Mapping[str, Any], key: str) -> int:
-    return int(_verifier().verify_search_answer(document, key))
-
-
-async def _verify_log(client: AsyncModelworks, key: str) -> Mapping[str, Any]:
-    served = await client.text("/api/v1/audit/key")
-    if key and key.strip() != served.strip():
-        raise InvalidInput(
-            f"the suite serves key {served.strip()!r}, not the one you gave: this is another log, or a forgery"
-        )
-
-    async def entries(start: int, end: int) -> list[Mapping[str, Any]]:
-        paths = (f"/api/v1/audit/entries/{index}" for index in range(start, end))
-        return [await client.http.json("GET", path) for path in paths]
-
-    checkpoint = await client.text("/api/v1/audit/checkpoint")
-    result: Mapping[str, Any] = await _verifier().verify_whole_log(checkpoint, key or served, entries)
-    return result
-
-
-def _verifier() -> Any:
-    try:
-        from modelworks.audit import verify
-    except ImportError:
-        raise InvalidInput(
-            "the verifier is part of the audit service: install modelworks-audit beside this command"
-        ) from None
-    return verify
+    show(context, result, render)
 
 
 @clients.command("list")
