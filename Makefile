@@ -52,7 +52,7 @@ env: ## Write .env with random secrets for docker compose; keeps an existing one
 	@$(PYTHON) deploy/make_env.py
 
 requirements: $(DEV) ## Pin all dependencies again, with hashes.
-	@$(REQUIREMENTS)/compile.sh $(BIN)/uv
+	@$(REQUIREMENTS)/compile.sh $(BIN)/uv $(BIN)/python
 
 clean: ## Remove what the build made; the cache of real servers stays.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -2,6 +2,8 @@
 # Pins every profile with hashes. The files name no registry: whoever installs uses their own.
 set -euo pipefail
 uv=${1:-uv}
+# Python 3.11 or newer, to read the members' pyproject files.
+python=${2:-python3}
 cd "$(dirname "$0")/../.."
 out=deploy/requirements
 pin() {
@@ -21,7 +23,7 @@ mkdir -p $out/images
 image() {
   local name=$1
   shift
-  python3 $out/members.py "$@" real | pin - -o "$out/images/$name.txt" -c $out/dev.txt
+  "$python" $out/members.py "$@" real | pin - -o "$out/images/$name.txt" -c $out/dev.txt
 }
 echo "hatchling" | pin - -o $out/images/build.txt -c $out/dev.txt
 for service in auth registry audit edge; do image $service $service; done

@@ -159,6 +159,45 @@ def test_no_file_names_a_package_registry() -> None:
     assert found == []
 
 
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = [
+        f"{file.relative_to(ROOT)}: {target}"
+        for file, text in _text_files()
+        if file.suffix == ".md"
+        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text)
+        if not (file.parent / target).exists()
+    ]
+
+    assert broken == []
+
+
+def test_every_decision_is_one_page_of_the_same_form() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+
+    for number, page in enumerate(pages, 1):
+        text = page.read_text("utf-8")
+        headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+        assert page.name.startswith(f"{number:04}-")
+        assert text.startswith(f"# {number:04}: ")
+        assert headings == ["Context", "Decision", "Consequences", "Rejected", "Look again when"], page.name
+        assert len(text.splitlines()) <= 60
+
+
+def test_changelog_has_unreleased_on_top() -> None:
+    headings = [line for line in (ROOT / "CHANGELOG.md").read_text("utf-8").splitlines() if line.startswith("## ")]
+
+    assert headings[0] == "## Unreleased"
+
+
+def test_no_word_of_the_glossary_is_explained_twice() -> None:
+    text = (ROOT / "CONTEXT.md").read_text("utf-8")
+    words = [word.lower() for word in re.findall(r"^- \*\*([^*]+)\*\*", text, re.MULTILINE)]
+
+    assert len(words) > 40
+    assert sorted(set(words)) == sorted(words)
+    assert "*Avoid" in text
+
+
 def test_the_rules_see_the_files() -> None:
     """The rules above would pass on an empty list."""
     names = {str(file.relative_to(ROOT)) for file, _ in _text_files()}
