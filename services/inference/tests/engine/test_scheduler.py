@@ -137,12 +137,22 @@ async def test_batch_is_never_larger_than_its_bound(make: Make) -> None:
     assert [len(batch) for batch in session.batches] == [1, 2, 2, 2]
 
 
-async def test_request_larger_than_a_batch_runs_alone(make: Make) -> None:
+async def test_request_larger_than_a_batch_runs_alone_in_steps_of_a_batch(make: Make) -> None:
     session = FakeSession()
     model = model_of(session, max_batch=2)
     scheduler = make()
 
     assert await values(scheduler.submit(model, work(1, 2, 3))) == [[2.0, 3.0, 4.0]]
+    assert session.batches == [[1.0, 2.0], [3.0]]
+
+
+async def test_large_request_to_a_model_that_mixes_rows_runs_whole(make: Make) -> None:
+    session = FakeSession()
+    session.mixes_rows = True
+    model = model_of(session, max_batch=2)
+    scheduler = make()
+
+    assert await values(scheduler.submit(model, work(1, 2, 3))) == [[6.0]]
 
 
 async def test_other_shapes_do_not_share_a_batch(make: Make) -> None:
@@ -171,7 +181,9 @@ async def test_model_without_batch_dimension_runs_alone(make: Make) -> None:
     assert [len(batch) for batch in session.batches] == [1, 1, 1]
 
 
-async def test_companions_are_awaited_while_the_model_is_busy_but_no_longer_than_the_delay(make: Make) -> None:
+async def test_companions_are_awaited_while_the_model_is_busy_but_no_longer_than_the_delay(
+    make: Make, eventually: Any
+) -> None:
     session = FakeSession()
     model = model_of(session, delay=0.05)
     scheduler = make(slots=2)
@@ -179,8 +191,7 @@ async def test_companions_are_awaited_while_the_model_is_busy_but_no_longer_than
 
     tickets = [scheduler.submit(model, work(n)) for n in (1, 2)]
     assert not tickets[0].started
-    await asyncio.sleep(0.1)
-    assert tickets[1].started
+    await eventually(lambda: tickets[0].started and tickets[1].started)
     session.gate.set()
     await values(first, *tickets)
 
@@ -313,13 +324,13 @@ async def test_bytes_of_waiting_inputs_are_bounded(make: Make) -> None:
     session.gate.set()
 
 
-async def test_request_that_would_wait_beyond_its_deadline_is_refused(make: Make) -> None:
+async def test_request_that_would_wait_beyond_its_deadline_is_refused(make: Make, eventually: Any) -> None:
     session = FakeSession()
     model = model_of(session, max_batch=1)
     scheduler = make()
     session.gate.clear()
-    ticket = scheduler.submit(model, work(0))
-    await asyncio.sleep(0.1)
+    ticket, started = scheduler.submit(model, work(0)), time.monotonic()
+    await eventually(lambda: time.monotonic() > started + 0.1)
     session.gate.set()
     await ticket.outcome()
     await occupied(scheduler, model, session)
@@ -361,7 +372,6 @@ async def test_running_batch_stops_when_all_its_members_are_cancelled(make: Make
     await eventually(lambda: tickets[0].started)
 
     tickets[0].cancel()
-    await asyncio.sleep(0.03)
     assert session.stopped == 1
     tickets[1].cancel()
     await eventually(lambda: session.stopped == 2)
@@ -383,19 +393,18 @@ async def test_member_that_leaves_does_not_disturb_the_others(make: Make) -> Non
     assert await values(tickets[1]) == [[3.0]]
 
 
-async def test_task_that_is_cancelled_gives_its_request_up(make: Make) -> None:
+async def test_task_that_is_cancelled_gives_its_request_up(make: Make, eventually: Any) -> None:
     session = FakeSession()
     model = model_of(session)
     scheduler = make()
     ticket = await occupied(scheduler, model, session)
     waiting = asyncio.create_task(ticket.outcome())
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
 
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    await asyncio.sleep(0.05)
 
-    assert session.stopped == 1
+    await eventually(lambda: session.stopped == 1)
 
 
 async def test_cancelled_requests_do_not_pile_up_behind_a_slow_one(make: Make) -> None:

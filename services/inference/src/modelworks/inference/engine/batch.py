@@ -70,7 +70,8 @@ class Batch:
         self.started = time.monotonic()
         for member in self.members:
             member.batch = self
-        contexts = [member.work.trace for member in self.members if member.work.trace is not None]
+        traces = [member.work.trace for member in self.members]
+        contexts = [context for context in traces if context is not None and context.trace_flags.sampled]
         if tracer is None or not contexts:
             return
         head = set_span_in_context(NonRecordingSpan(contexts[0]))
@@ -113,7 +114,7 @@ def execute(batch: Batch) -> Ran:
         names = _union(batch)
         inputs = _joined(batch)
         prepared = time.perf_counter()
-        arrays = batch.model.session.run(inputs, names, batch.token)
+        arrays = _run(batch, inputs, names)
         inferred = time.perf_counter()
         outputs = _split(batch, dict(zip(names, arrays, strict=True)))
     except ModelworksError as error:
@@ -125,6 +126,23 @@ def execute(batch: Batch) -> Ran:
         failure = ModelFailed(f"the run failed: {type(error).__name__}: {error}"[:500])
         return Ran(error=failure, infer_seconds=time.perf_counter() - begun)
     return Ran(outputs, None, prepared - begun, inferred - prepared, time.perf_counter() - inferred)
+
+
+def _run(batch: Batch, inputs: Mapping[str, Array], names: list[str]) -> list[Array]:
+    """A run of at most `max_batch` rows at a time: a request of many rows must not take memory without bound."""
+    model, step = batch.model, batch.model.max_batch
+    if not model.batched or batch.rows <= step:
+        return model.session.run(inputs, names, batch.token)
+    parts: list[list[Array]] = []
+    for start in range(0, batch.rows, step):
+        some = {name: array[start : start + step] for name, array in inputs.items()}
+        arrays = model.session.run(some, names, batch.token)
+        rows = min(step, batch.rows - start)
+        if any(array.ndim == 0 or array.shape[0] != rows for array in arrays):
+            # Its outputs have no row for each input's row, so only a run of the whole means what the caller meant.
+            return model.session.run(inputs, names, batch.token)
+        parts.append(arrays)
+    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def halves(batch: Batch) -> list[Batch]:
