@@ -220,9 +220,7 @@ async def test_job_without_result_says_why(serve: Any) -> None:
         assert "not deployed" in result.json()["detail"]
 
 
-async def test_waiting_caller_hears_of_the_end_at_once_or_after_the_wait(
-    serve: Any, deploy: Any, onnx_models: Any
-) -> None:
+async def test_waiting_caller_hears_of_the_end_at_once_or_after_the_wait(serve: Any, eventually: Any) -> None:
     async with serve(model_wait_seconds=60) as running:
         answer = await running.http.post("/api/v1/jobs", json=BODY)
         path = answer.headers["location"]
@@ -231,7 +229,7 @@ async def test_waiting_caller_hears_of_the_end_at_once_or_after_the_wait(
         waiting = await running.http.get(path, headers={"Prefer": "wait=1"})
         waited = time.monotonic() - started
         cancelling = asyncio.create_task(running.http.get(path, headers={"Prefer": "respond-async, wait=20"}))
-        await asyncio.sleep(0.05)
+        await eventually(lambda: running.parts.changes.waiting() == 1)
         await running.http.delete(path)
         cancelled = await asyncio.wait_for(cancelling, 5)
 
@@ -275,16 +273,13 @@ async def test_every_route_asks_for_a_token_and_tells_the_audit(serve: Any, hear
         await eventually(lambda: heard(AccessDenied))
 
 
-async def test_readiness_tells_the_truth(serve: Any) -> None:
+async def test_readiness_tells_the_truth(serve: Any, eventually: Any) -> None:
     async with serve() as running:
 
-        async def ready() -> int:
-            return int((await running.http.get("/readyz")).status_code)
+        async def ready(status: int = 200) -> bool:
+            return (await running.http.get("/readyz")).status_code == status
 
-        deadline = time.monotonic() + 10
-        while await ready() != 200 and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
-        assert await ready() == 200
+        await eventually(ready)
         running.parts.models.complete = False
 
-        assert await ready() == 503
+        assert await ready(503)

@@ -243,12 +243,16 @@ async def test_event_that_breaks_its_schema_goes_to_the_dead_letters(serve: Any,
 
 
 async def test_job_waits_for_a_model_that_is_deployed_soon(
-    serve: Any, deploy: Any, onnx_models: Any, eventually: Any
+    serve: Any, deploy: Any, onnx_models: Any, stores: Any, eventually: Any
 ) -> None:
     async with serve() as running:
         job = await running.parts.queueing.submit(asked())
-        await asyncio.sleep(0.1)
 
+        async def tried() -> bool:
+            lag = await stores.bus.lag("inference-jobs-standard")
+            return sum(entry.messages for entry in lag) == 1 and running.parts.models.complete
+
+        await eventually(tried)
         await deploy(running, "acme/affine", onnx_models.affine())
 
         assert (await ended(running, job.id, eventually)).status == "succeeded"
@@ -321,7 +325,9 @@ async def test_two_workers_on_the_same_job_give_one_result(
 
         await asyncio.gather(*(running.parts.runner.perform(job.id) for _ in range(5)))
         await ended(running, job.id, eventually)
-        await asyncio.sleep(0.1)
+        # A job after it in the lane is told only when all copies of the first were handled.
+        last = await running.parts.queueing.submit(asked())
+        await eventually(lambda: results(heard, last.id))
 
         found = await running.parts.jobs.get(job.id)
         kept = [info.key async for info in running.parts.stores.objects.list(f"inference/jobs/{job.id}/")]

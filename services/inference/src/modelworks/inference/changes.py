@@ -20,6 +20,10 @@ class Changes:
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._count = 0
 
+    def waiting(self) -> int:
+        """How many wait."""
+        return self._count
+
     def notify(self, key: str) -> None:
         """The key changed."""
         for event in self._waiting.get(key, ()):
