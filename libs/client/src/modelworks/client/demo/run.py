@@ -12,15 +12,20 @@ from typing import Any
 import httpx
 from modelworks.client.connection import read_admin_file
 from modelworks.client.demo.magika import find_magika, sample_files
+from modelworks.client.demo.steps import WalkFailed
 from modelworks.client.demo.suite import SuiteProcess
-from modelworks.client.demo.walk import Walk, WalkFailed
+from modelworks.client.demo.walk import Walk
 from modelworks.kit.errors import ModelworksError
 from rich.console import Console
 from rich.table import Table
 
 _FILES_MAX = 120
+_SENTENCES_MAX = 500
 _EFFORT = {"OPTIMIZER_EVALUATION_SECONDS_MAX": "2.5"}
 """Less measuring than a suite does by default: a demonstration should not keep people waiting."""
+
+_Take = Callable[[str, Callable[[], Awaitable[str]]], Awaitable[None]]
+"""Takes a named step."""
 
 
 def run_demo(*, data: Path | None, files: Path, bert: bool) -> int:
@@ -59,11 +64,8 @@ async def _demo(console: Console, data: Path, files: Path, bert: bool) -> int:
     try:
         await take("start", start)
         if bert:
-            from modelworks.client.demo.bert import BertWalk
-
-            walk = BertWalk(suite.url, read_admin_file(data), data / "work", files=files)
-            for name, work in walk.steps():
-                await take(name, work)
+            walk = await asyncio.to_thread(_bert, suite, data, files)
+            await _bert_steps(walk, take, console)
         else:
             walk = _walk(suite, data, files)
             await _steps(walk, take, console)
@@ -88,18 +90,44 @@ def _walk(suite: SuiteProcess, data: Path, files: Path) -> Walk:
     return Walk(suite.url, read_admin_file(data), find_magika(), samples, Path(tempfile.mkdtemp(dir=work)))
 
 
-async def _steps(
-    walk: Walk, take: Callable[[str, Callable[[], Awaitable[str]]], Awaitable[None]], console: Console
-) -> None:
+def _bert(suite: SuiteProcess, data: Path, files: Path) -> Any:
+    from modelworks.client.demo.bert import BertWalk
+    from modelworks.client.demo.corpus import read_corpus
+    from modelworks.client.demo.minilm import find_minilm
+
+    work = data / "work"
+    work.mkdir(exist_ok=True)
+    encoder, sentences = find_minilm(), read_corpus(files, sentences_max=_SENTENCES_MAX)
+    return BertWalk(suite.url, read_admin_file(data), encoder, sentences, Path(tempfile.mkdtemp(dir=work)))
+
+
+async def _bert_steps(walk: Any, take: _Take, console: Console) -> None:
     from modelworks.audit.verify import verify_search_answer
 
-    shown: set[str] = set()
+    for name, work in walk.steps(verify_search_answer, _progress(console)):
+        await take(name, work)
+        for exhibit in walk.exhibits:
+            console.print(exhibit)
+        walk.exhibits.clear()
+
+
+def _progress(console: Console) -> Callable[[str], None]:
+    """Shows each stage of an optimization once in a row."""
+    last = ""
 
     def progress(stage: str) -> None:
-        if stage not in shown:
-            shown.add(stage)
+        nonlocal last
+        if stage != last:
+            last = stage
             console.print(f"   [dim]optimizer: {_plain(stage)}[/]")
 
+    return progress
+
+
+async def _steps(walk: Walk, take: _Take, console: Console) -> None:
+    from modelworks.audit.verify import verify_search_answer
+
+    progress = _progress(console)
     await take("log in", walk.log_in)
     await take("publish", walk.publish)
     await take("optimize", lambda: walk.optimize(progress))

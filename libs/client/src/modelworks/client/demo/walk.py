@@ -9,79 +9,41 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import numpy as np
 import numpy.typing as npt
 from modelworks.client.api import AsyncModelworks
-from modelworks.client.connection import AdminFile
-from modelworks.client.credentials import ClientCredentials
 from modelworks.client.demo.magika import INPUT, OUTPUT, SUFFIXES, Magika, features, write_repository
+from modelworks.client.demo.steps import ROLES, Steps, Verify, WalkFailed
 from modelworks.client.folders import files_of
 from modelworks.client.tensors import Tensor, decode_arrays, encode_request
 from modelworks.kit.errors import Forbidden, InvalidInput, ModelworksError, NotFound, Unauthenticated, Unavailable
 
-T = TypeVar("T")
-
 RESULT_TOPIC = "inference.prediction-completed.v1"
-ROLES = ("publisher", "operator", "consumer", "auditor")
 _RIGHT_MIN = 0.9
 """Share of files whose type must be told as their suffix promises: the model is not perfect, and suffixes lie."""
 
 
-class WalkFailed(Exception):
-    """A step did not hold; the text says what was expected and what came."""
-
-
 @dataclass
-class Walk:
+class Walk(Steps):
     """The steps and what they found."""
 
-    url: str
-    admin: AdminFile
     magika: Magika
     samples: Sequence[Path]
     work: Path
     """Empty folder for what is published."""
-    model: str = "demo/magika"
-    patience_seconds: float = 120
-    """How long a step outlasts a suite that went away and comes back."""
-    found: dict[str, Any] = field(default_factory=dict)
-    """Figures for the final table."""
-    clients: dict[str, AsyncModelworks] = field(default_factory=dict)
-    """A client for each role."""
-
-    async def log_in(self) -> str:
-        """Client credentials of the administrator, and a client of its own for each role."""
-        self.clients["administrator"] = self._client(self.admin.client_id, self.admin.client_secret)
-        for role in ROLES:
-            body = {"client_id": f"demo-{role}-{uuid.uuid4().hex[:8]}", "roles": [role]}
-            made = await self.patient(partial(self._post, "/api/v1/clients", body))
-            self.clients[role] = self._client(made["client_id"], made["client_secret"])
-            self.found[f"client {role}"] = made["client_id"]
-        return f"administrator and {len(ROLES)} clients, one a role"
+    model: str = field(default="demo/magika", kw_only=True)
 
     async def publish(self) -> str:
         """Create a repository and push the model with its card, training parameters and log."""
         folder = self.work / "repository"
         await asyncio.to_thread(write_repository, self.magika, self.samples, folder)
-        publisher = self.clients["publisher"]
-        try:
-            await self.patient(lambda: publisher.create_repository(self.model))
-        except ModelworksError as error:
-            if error.status != 409:
-                raise
         files = files_of(folder)
-        puts = {path: await self.patient(partial(publisher.upload, self.model, file)) for path, file in files.items()}
-        key = f"demo-{uuid.uuid4().hex}"
-        commit = await self.patient(
-            lambda: publisher.commit(self.model, message="Publish magika", puts=puts, idempotency_key=key)
-        )
-        self.found["revision"] = commit.revision
-        return f"{self.model}@{commit.revision[:12]}, {len(files)} files"
+        self.found["revision"] = await self.publish_files(files, "Publish magika")
+        return f"{self.model}@{self.found['revision'][:12]}, {len(files)} files"
 
     async def optimize(self, progress: Callable[[str], None]) -> str:
         """Wait for the job that the commit's event started, and read its report."""
@@ -89,28 +51,12 @@ class Walk:
         job = await self.eventually(
             lambda: self._job_of(operator, self.found["revision"]), "an optimization of the commit"
         )
-        while job["status"] in ("queued", "running"):
-            progress(f"{job['status']} {job.get('stage') or ''}")
-            job = await self.patient(partial(operator.optimization, job["id"], wait_seconds=2))
-        if job["status"] != "succeeded":
-            raise WalkFailed(f"optimization {job['id']} {job['status']}: {job.get('error')}")
-        self.found["job"] = job
-        chosen = await self.patient(lambda: operator.ref(self.model, "tag", "recommended"))
-        wanted = job["variant"]["revision"] if job["verdict"] == "promote" else self.found["revision"]
-        if chosen != wanted:
-            raise WalkFailed(f"verdict {job['verdict']} recommends {wanted}, but the tag points to {chosen}")
+        job = self.found["job"] = await self.follow(job, progress)
         return f"verdict {job['verdict']}: {job['report'].get('summary', '')}"
 
     async def deploy(self) -> str:
         """Serve the recommended revision."""
-        operator = self.clients["operator"]
-        deployment = await self.patient(lambda: operator.deploy(self.model, ref="recommended"))
-        deadline = time.monotonic() + self.patience_seconds
-        while deployment["status"] == "loading" and time.monotonic() < deadline:
-            deployment = await self.patient(lambda: operator.deployment(self.model, wait_seconds=5))
-        if deployment["status"] != "ready":
-            raise WalkFailed(f"the deployment is {deployment['status']}: {deployment.get('error')}")
-        self.found["deployment"] = deployment
+        self.found["deployment"] = await self.serve("recommended")
         return f"{self.model}@recommended is served"
 
     async def predict(self) -> str:
@@ -176,14 +122,12 @@ class Walk:
         await self._refused(lambda: publisher.http.json("GET", path), NotFound, "reading what was refused")
         return "no token: 401; wrong role: 403; corrupted upload: 400"
 
-    async def audit(self, verify: Callable[[Mapping[str, Any], str], int]) -> str:
+    async def audit(self, verify: Verify) -> str:
         """Find who did what; every hit's proof verifies. Refusals are there too.
 
         Args:
             verify: checks an answer against the log's key; returns the number of entries that verified.
         """
-        auditor = self.clients["auditor"]
-        key = await self.patient(lambda: auditor.text("/api/v1/audit/key"))
         me = {role: self.found[f"client {role}"] for role in ROLES}
         expected = [
             ("registry.revision-committed.v1", me["publisher"]),
@@ -195,49 +139,8 @@ class Walk:
             ("auth.access-denied.v1", me["consumer"]),
             ("registry.upload-refused.v1", me["publisher"]),
         ]
-        proofs = 0
-        for type_, actor in expected:
-            filters = {"type": type_, **({"actor": actor} if actor else {})}
-
-            async def look(filters: Mapping[str, str] = filters) -> Mapping[str, Any] | None:
-                page = await auditor.audit(limit=20, **filters)
-                return {"items": list(page.items), **page.extra} if page.items else None
-
-            answer = await self.eventually(look, f"an audit entry {type_} by {actor or 'anyone'}")
-            proofs += verify(answer, key)
-        self.found["proofs"] = proofs
+        proofs = self.found["proofs"] = await self.find_in_audit(expected, verify)
         return f"{len(expected)} kinds of acts found, {proofs} proofs verified"
-
-    async def close(self) -> None:
-        """Close all clients."""
-        for client in self.clients.values():
-            await client.close()
-
-    # --- how steps wait -----------------------------------------------------------------------------
-
-    async def patient(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Call until the suite answers: it may be killed and started again in the middle of a step."""
-        deadline = time.monotonic() + self.patience_seconds
-        while True:
-            try:
-                return await call()
-            except (Unavailable, httpx.HTTPError) as error:
-                if time.monotonic() > deadline:
-                    raise WalkFailed(
-                        f"the suite did not come back within {self.patience_seconds:.0f} s: {error}"
-                    ) from error
-                await asyncio.sleep(0.3)
-
-    async def eventually(self, look: Callable[[], Awaitable[T | None]], what: str) -> T:
-        """Look until there is something."""
-        deadline = time.monotonic() + self.patience_seconds
-        while True:
-            seen = await self.patient(look)
-            if seen is not None:
-                return seen
-            if time.monotonic() > deadline:
-                raise WalkFailed(f"{what} did not appear within {self.patience_seconds:.0f} s")
-            await asyncio.sleep(0.1)
 
     async def _refused(self, call: Callable[[], Awaitable[object]], kind: type[ModelworksError], what: str) -> None:
         try:
@@ -249,15 +152,6 @@ class Walk:
         raise WalkFailed(f"{what} was not refused")
 
     # --- parts ---------------------------------------------------------------------------------------
-
-    def _client(self, client_id: str, secret: str) -> AsyncModelworks:
-        token_url = f"{self.url}/oauth/token"
-        return AsyncModelworks(
-            self.url, ClientCredentials(token_url=token_url, client_id=client_id, client_secret=secret)
-        )
-
-    async def _post(self, path: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        return await self.clients["administrator"].http.json("POST", path, json=body)  # type: ignore[no-any-return]
 
     async def _job_of(self, client: AsyncModelworks, revision: str) -> Mapping[str, Any] | None:
         page = await client.optimizations(model=self.model)
