@@ -74,6 +74,7 @@ async def test_upstream_event_is_answered_by_a_result_event(
         id = job_id("event", SOURCE, "ce-1")
         await eventually(lambda: results(heard, id))
         (event,) = results(heard, id)
+        assert event.result is not None
 
         result = await running.http.get(event.result.uri, headers=issuer.headers("ann", "consumer"))
 

@@ -129,8 +129,8 @@ def test_model_with_data_outside_its_folder_is_refused(load: Any, tmp_path: Path
     for key, value in (("location", "../secret.bin"), ("length", "16")):
         entry = tensor.external_data.add()
         entry.key, entry.value = key, value
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
-    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [value[0]], [value[1]], [tensor])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [ends[0]], [ends[1]], [tensor])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
     with pytest.raises(ModelRefused):
