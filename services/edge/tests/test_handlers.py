@@ -58,6 +58,14 @@ async def test_same_event_sent_twice_keeps_its_id(events: Events) -> None:
     assert first == second == ["id-1"]
 
 
+def test_event_is_no_way_around_a_right(events: Events) -> None:
+    wish = Envelope(OptimizationRequested(repository="a/b"), "1", "/up", utc_now())
+
+    events.require_asked_for(principal("publisher"), [wish])
+    with pytest.raises(Forbidden, match="optimization:run"):
+        events.require_asked_for(principal("consumer"), [wish])
+
+
 @pytest.mark.parametrize("limit", [0, 1001, -1])
 async def test_dead_letters_are_listed_within_bounds(events: Events, limit: int) -> None:
     with pytest.raises(InvalidInput, match=str(limit)):

@@ -41,6 +41,7 @@ def router(events: Events, settings: EdgeSettings, platform: Platform) -> APIRou
             request.headers, await request.body(), actor=principal.id,
             events_max=settings.events_max, event_bytes_max=settings.event_bytes_max,
         )  # fmt: skip
+        events.require_asked_for(principal, envelopes)
         return JSONResponse({"accepted": await events.ingest(envelopes)}, status_code=202)
 
     @routes.get("/events/stream", response_class=StreamingResponse)

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelworks.edge.domain import encode_position
-from modelworks.events import BY_TOPIC, Envelope, EnvelopeError
+from modelworks.events import BY_TOPIC, Envelope, EnvelopeError, OptimizationRequested, PredictionRequested
 from modelworks.kit.errors import InvalidInput, NotFound
 from modelworks.kit.platform import Platform
 from modelworks.kit.policy import Resource
@@ -47,6 +47,19 @@ class Events:
             messages.append(Message(message.topic, message.key, message.value, {**message.headers, **trace}))
         await self._bus.publish(messages)
         return [envelope.id for envelope in envelopes]
+
+    def require_asked_for(self, principal: Principal, envelopes: Sequence[Envelope]) -> None:
+        """An event is no way around a right: who asks for work by event must be allowed to ask for it directly.
+
+        Raises:
+            Forbidden: for one of the events; none may be taken.
+        """
+        for envelope in envelopes:
+            event = envelope.event
+            if isinstance(event, PredictionRequested):
+                self._platform.policy.require(principal, "model:predict", Resource("Model", event.model))
+            elif isinstance(event, OptimizationRequested):
+                self._platform.policy.require(principal, "optimization:run", Resource("Model", event.repository))
 
     def narrow(self, principal: Principal, topics: Sequence[str]) -> frozenset[str]:
         """Which of the topics the principal may follow only as far as they are about itself.
