@@ -38,7 +38,7 @@ from modelworks.inference.worker import Worker, WorkerLimits
 from modelworks.kit.direct import Direct
 from modelworks.kit.http import create_app
 from modelworks.kit.platform import Platform
-from modelworks.kit.service import Service, run_service
+from modelworks.kit.service import Service, run_service, settings_or_exit
 from modelworks.kit.settings import PlatformSettings
 from modelworks.stores.refusals import Refusals
 from modelworks.stores.settings import StoresSettings
@@ -235,10 +235,11 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 def main() -> None:
     """Run inference in a process of its own."""
-    settings = InferenceSettings()
+    settings = settings_or_exit("inference", InferenceSettings)
 
     def assemble(platform: Platform) -> Service:
-        stores = open_stores(StoresSettings(), environment=PlatformSettings().environment)
+        environment = settings_or_exit("inference", PlatformSettings).environment
+        stores = open_stores(settings_or_exit("inference", StoresSettings), environment=environment)
         return build(stores, settings, platform, owns_stores=True)
 
     run_service("inference", settings, assemble)

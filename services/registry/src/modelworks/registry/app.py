@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from modelworks.kit.http import create_app
 from modelworks.kit.platform import Platform
-from modelworks.kit.service import Service, run_service
+from modelworks.kit.service import Service, run_service, settings_or_exit
 from modelworks.kit.settings import PlatformSettings
 from modelworks.registry.access import SERVICE, Access
 from modelworks.registry.adapters.announcer import BusAnnouncer
@@ -60,10 +60,11 @@ def build(stores: Stores, settings: RegistrySettings, platform: Platform) -> Ser
 
 def main() -> None:
     """The registry in a process of its own."""
-    settings = RegistrySettings()
+    settings = settings_or_exit("registry", RegistrySettings)
 
     def alone(platform: Platform) -> Service:
-        stores = open_stores(StoresSettings(), environment=PlatformSettings().environment)
+        environment = settings_or_exit("registry", PlatformSettings).environment
+        stores = open_stores(settings_or_exit("registry", StoresSettings), environment=environment)
         service = build(stores, settings, platform)
 
         @asynccontextmanager
