@@ -28,6 +28,7 @@ from modelworks.optimizer.measurement import (
     Size,
     TargetMeasurement,
 )
+from modelworks.optimizer.passes import PASSES
 from modelworks.optimizer.settings import OptimizerSettings
 from modelworks.stores.stores import Stores
 
@@ -162,7 +163,7 @@ class FakeWorkshop:
     async def work(self, order: Any, tick: Any) -> Measurement:
         self.orders.append(order)
         for target in order.targets:
-            into = Path(order.folder) / "variant" / target
+            into = Path(order.folder) / "variant" / PASSES[order.pass_name].takes.variant_path(target)
             into.parent.mkdir(parents=True, exist_ok=True)
             into.write_bytes(b"variant of " + (Path(order.folder) / "source" / target).read_bytes())
         if isinstance(self.answer, Exception):

@@ -94,6 +94,28 @@ class TestOutcome:
         assert "promote" in commit["message"]
         assert bench.registry.ref(NAME, "tag", "recommended") == commit["revision"]
 
+    async def test_variant_of_another_kind_stands_in_for_its_source_and_can_be_optimised_further(
+        self, bench: Bench, measured: Any
+    ) -> None:
+        """The tag goes with the verdicts: to the export, then to int8 made of it; the export's own source stays behind."""
+        files = {"model.safetensors": b"weights", "config.json": b"{}", "tokenizer.json": b"{}", "README.md": b"# Card"}
+        revision = bench.registry.push(NAME, files)
+
+        await bench.runner(measured(size=1.0, cosine=1.0)).run(await bench.accept(revision, recipe="onnx"))
+        [exported] = bench.registry.commits(NAME, "optimized/onnx")
+        tagged = bench.registry.ref(NAME, "tag", "recommended")
+        await bench.runner(measured()).run(await bench.accept(exported["revision"], id="opt-2"))
+
+        [quantized] = bench.variants()
+        assert sorted(path for path in exported["tree"] if not path.startswith("optimization/")) == [
+            "README.md", "config.json", "model.onnx", "tokenizer.json",
+        ]  # fmt: skip
+        assert bench.registry.read(NAME, exported["revision"], "model.onnx") == b"variant of weights"
+        assert tagged == exported["revision"]
+        assert quantized["lineage"]["source_revision"] == exported["revision"]
+        assert bench.registry.read(NAME, quantized["revision"], "model.onnx") == b"variant of variant of weights"
+        assert bench.registry.ref(NAME, "tag", "recommended") == quantized["revision"]
+
     async def test_worse_variant_is_committed_all_the_same_and_the_original_recommended(
         self, bench: Bench, measured: Any
     ) -> None:

@@ -123,6 +123,28 @@ def test_of_two_as_small_the_faster_is_kept() -> None:
     assert choose(found, Rules()) == 1
 
 
+def test_rule_on_cosines_decides_among_candidates_too() -> None:
+    found = [
+        candidate("int8", 3.8, 0.5, 1.0).model_copy(update={"cosine_mean": 0.96}),
+        candidate("uint8", 3.8, 0.6, 1.0).model_copy(update={"cosine_mean": 0.993}),
+    ]
+
+    assert choose(found, Rules()) == 0
+    assert choose(found, Rules(min_cosine_mean=0.99)) == 1
+
+
+def test_slow_export_is_not_blamed_on_int8(measured: Measured) -> None:
+    """The original's operators are not the variant's: then nothing is said about the reason."""
+    slow = measured(latency=2.0)
+    target = slow.targets[0].model_copy(update={"profile": slow.targets[0].profile.model_copy(update={"original": ()})})
+
+    findings = " ".join(judge(slow.model_copy(update={"targets": (target,)}), Rules(), recipe="onnx").findings)
+
+    assert "2.00x SLOWER" in findings
+    assert "What makes it slow" not in findings
+    assert "int8" not in findings
+
+
 def test_preference_decides_when_all_or_none_meet_the_rules() -> None:
     found = [candidate("small", 3.8, 1.0, 1.0), candidate("quick", 1.3, 0.5, 1.0)]
 
