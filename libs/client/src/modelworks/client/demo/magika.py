@@ -135,6 +135,9 @@ library_name: onnx
 pipeline_tag: file-type-classification
 tags: [magika, file-type, onnx]
 language: en
+modelworks:
+  evaluation:
+    outputs: {{{OUTPUT}: classes}}
 ---
 # File types from bytes
 

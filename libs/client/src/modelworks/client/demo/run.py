@@ -21,7 +21,7 @@ from rich.table import Table
 
 _FILES_MAX = 120
 _SENTENCES_MAX = 500
-_EFFORT = {"OPTIMIZER_EVALUATION_SECONDS_MAX": "2.5"}
+_EFFORT = {"OPTIMIZER_EVALUATION_SECONDS_MAX": "1.5"}
 """Less measuring than a suite does by default: a demonstration should not keep people waiting."""
 
 _Take = Callable[[str, Callable[[], Awaitable[str]]], Awaitable[None]]
