@@ -571,8 +571,7 @@ async def test_rotation_lets_the_published_key_sign_and_old_tokens_live_on(
     assert (rotated.event.key_id, rotated.event.retired, rotated.actor) == (before[1], [], "admin")
 
 
-async def test_second_rotation_at_once_waits_for_verifiers(auth: Auth, clock: Clock) -> None:
-    clock.forward(minutes=11)
+async def test_second_rotation_at_once_waits_for_verifiers(auth: Auth) -> None:
     headers = await auth.bearer()
     await auth.http.post("/api/v1/keys/rotate", headers=headers)
 

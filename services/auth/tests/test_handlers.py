@@ -401,8 +401,8 @@ async def test_caller_that_went_away_holds_nobody_up(start: Start, stores: Store
         await publishing.wait()
         for task in gone:
             task.cancel()
-        await asyncio.gather(*gone, return_exceptions=True)
         open_gate.set()
+        await asyncio.gather(*gone, return_exceptions=True)
 
         assert (await auth.ask()).status_code == 401
 

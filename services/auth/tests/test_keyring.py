@@ -46,14 +46,22 @@ def test_successor_signs_and_the_stopped_key_still_verifies() -> None:
 
 
 def test_key_signs_only_after_it_was_published_for_the_lead() -> None:
-    almost = START + timedelta(minutes=9, seconds=59)
+    later = START + timedelta(days=1)
+    ring, _ = rotate(first_ring(), key("c", later), SCHEDULE, now=later)
+    almost = later + timedelta(minutes=9, seconds=59)
     with pytest.raises(Conflict, match="rotate in 2 s") as refused:
-        rotate(first_ring(), key("c", almost), SCHEDULE, now=almost)
+        rotate(ring, key("d", almost), SCHEDULE, now=almost)
     assert refused.value.data == {"retry_after_seconds": 2}
 
-    ring, _ = rotate(first_ring(), key("c"), SCHEDULE, now=START + timedelta(minutes=10))
+    ring, _ = rotate(ring, key("d"), SCHEDULE, now=later + timedelta(minutes=10))
 
-    assert ring.current.id == "b"
+    assert ring.current.id == "c"
+
+
+def test_second_key_may_sign_at_once_since_it_was_published_with_the_first() -> None:
+    ring, _ = rotate(first_ring(), key("c"), SCHEDULE, now=START)
+
+    assert ids(ring) == ["b", "c", "a"]
 
 
 def test_stopped_key_retires_when_its_last_token_is_dead_and_not_before() -> None:
@@ -97,9 +105,11 @@ def test_rotation_is_due_by_age_of_the_current_key() -> None:
 
 def test_rotation_is_not_due_before_the_successor_is_known() -> None:
     hasty = Schedule(rotate_every=timedelta(minutes=1), lead=timedelta(minutes=10), keep=timedelta(minutes=20))
+    later = START + timedelta(minutes=1)
+    ring, _ = rotate(first_ring(), key("c", later), hasty, now=later)
 
-    assert not due(first_ring(), hasty, now=START + timedelta(minutes=9))
-    assert due(first_ring(), hasty, now=START + timedelta(minutes=10))
+    assert not due(ring, hasty, now=later + timedelta(minutes=9))
+    assert due(ring, hasty, now=later + timedelta(minutes=10))
 
 
 def test_public_key_holds_nothing_private_and_names_its_algorithm() -> None:

@@ -55,6 +55,8 @@ class KeyRing:
     current: SigningKey
     successor: SigningKey
     previous: tuple[SigningKey, ...] = ()
+    together: bool = False
+    """The current key and its successor were published at once: who has read the one has read the other."""
 
     @property
     def published(self) -> tuple[SigningKey, ...]:
@@ -64,7 +66,7 @@ class KeyRing:
 
 def begin(first: SigningKey, second: SigningKey, *, now: datetime) -> tuple[KeyRing, list[Event]]:
     """The first ring: nobody knows any key yet, so the first one signs at once."""
-    ring = KeyRing(replace(first, signs_from=now), second)
+    ring = KeyRing(replace(first, signs_from=now), second, together=True)
     return ring, [KeyRotated(key_id=ring.current.id, retired=[])]
 
 
@@ -72,7 +74,7 @@ def due(ring: KeyRing, schedule: Schedule, *, now: datetime) -> bool:
     """Whether the current key has signed long enough and its successor is known everywhere."""
     signs_from = ring.current.signs_from
     assert signs_from is not None
-    return now >= signs_from + schedule.rotate_every and now >= ring.successor.created_at + schedule.lead
+    return now >= signs_from + schedule.rotate_every and now >= _ready_at(ring, schedule)
 
 
 def rotate(
@@ -87,7 +89,7 @@ def rotate(
     Raises:
         Conflict: the successor was published too short a while ago.
     """
-    ready_at = ring.successor.created_at + schedule.lead
+    ready_at = _ready_at(ring, schedule)
     if now < ready_at and not emergency:
         seconds = int((ready_at - now).total_seconds()) + 1
         raise Conflict(
@@ -107,6 +109,11 @@ def tidy(ring: KeyRing, schedule: Schedule, *, now: datetime) -> tuple[KeyRing, 
     if not retired:
         return ring, []
     return replace(ring, previous=kept), [KeyRotated(key_id=ring.current.id, retired=[key.id for key in retired])]
+
+
+def _ready_at(ring: KeyRing, schedule: Schedule) -> datetime:
+    """When the successor is known everywhere."""
+    return ring.successor.created_at if ring.together else ring.successor.created_at + schedule.lead
 
 
 def _split(

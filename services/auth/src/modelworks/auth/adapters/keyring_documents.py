@@ -63,7 +63,8 @@ class SealedKeyRings:
     def _seal(self, ring: KeyRing) -> str:
         nonce = secrets.token_bytes(_NONCE_BYTES)  # a handful of seals a year: far from a collision
         keys = {"current": _state(ring.current), "successor": _state(ring.successor)}
-        plain = json.dumps({**keys, "previous": [_state(key) for key in ring.previous]}).encode()
+        previous = [_state(key) for key in ring.previous]
+        plain = json.dumps({**keys, "previous": previous, "together": ring.together}).encode()
         return base64.b64encode(nonce + self._cipher.encrypt(nonce, plain, _PURPOSE)).decode()
 
     def _open(self, sealed: str) -> KeyRing:
@@ -80,6 +81,7 @@ class SealedKeyRings:
             current=_key(plain["current"]),
             successor=_key(plain["successor"]),
             previous=tuple(_key(state) for state in plain["previous"]),
+            together=plain["together"],
         )
 
 
