@@ -35,8 +35,8 @@ QUERIES: Mapping[str, frozenset[str]] = {
 _EVALUATED = 400
 _ROWS = 32
 _SHOWN, _COMPARED = 3, 10
-_NAME_WIDTH = 22
-"""Most names of functions are shorter; the sentences beside them give way on a narrow terminal."""
+_SENTENCE_WIDTH = 46
+"""Leaves room for a function's name on a line of 80."""
 _OVERLAP_MIN = 0.8
 """Share of the first ten answers that int8 and float32 must have in common, over all questions together."""
 
@@ -125,16 +125,15 @@ class BertWalk(Steps):
     async def search(self) -> str:
         """The nearest sentences of each question; int8 must find what is expected, and what float32 finds."""
         ranked = {ref: self._ranked(self.found[ref]) for ref in (EXPORTED, QUANTIZED)}
-        table = Table(box=None, show_header=False)
-        table.add_column("score", min_width=5)
-        table.add_column("sentence", no_wrap=True, overflow="ellipsis")
-        table.add_column("where", no_wrap=True, min_width=_NAME_WIDTH)
+        table = Table("score", "sentence", "where", box=None, show_header=False)
         missed = []
         for number, (question, wanted) in enumerate(QUERIES.items()):
             best = ranked[QUANTIZED][number][:_SHOWN]
             table.add_row("", Text(question, style="bold"), "")
             for score, index in best:
-                table.add_row(f"{score:.3f}", Text(self.sentences[index].text), Text(self.sentences[index].where))
+                text = Text(self.sentences[index].text)
+                text.truncate(_SENTENCE_WIDTH, overflow="ellipsis")
+                table.add_row(f"{score:.3f}", text, Text(self.sentences[index].where))
             if wanted.isdisjoint(self.sentences[index].where for _, index in best):
                 missed.append(question)
         self.exhibits.append(table)
