@@ -279,6 +279,7 @@ async def test_no_audit_no_token(start: Start, stores: Stores, heard: Heard, eve
         answer = await auth.ask()
         assert (answer.status_code, answer.json()["error"]) == (503, "temporarily_unavailable")
         assert "access_token" not in answer.text
+        assert answer.headers["retry-after"] == "1"
 
         broken["bus"].down = False
         assert (await auth.ask()).status_code == 200

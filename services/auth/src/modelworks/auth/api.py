@@ -90,7 +90,8 @@ def oauth_error(error: ModelworksError) -> Response:
     else:
         code = "server_error" if error.status >= 500 else "invalid_request"
     body = {"error": code, "error_description": ascii_text(error.message)}
-    return JSONResponse(body, status_code=error.status, headers=_NO_STORE)
+    retry = {"Retry-After": "1"} if error.status == 503 else {}
+    return JSONResponse(body, status_code=error.status, headers=_NO_STORE | retry)
 
 
 def token_router(tokens: IssueTokens, *, body_bytes_max: int, trusted_proxies: Sequence[str]) -> APIRouter:
