@@ -27,7 +27,7 @@ QUERIES: Mapping[str, frozenset[str]] = {
     "copy a whole folder with everything in it": frozenset({"shutil.copytree"}),
     "a random text that is safe in a web address": frozenset({"secrets.token_urlsafe"}),
     "is this a leap year": frozenset({"calendar.isleap"}),
-    "the largest few elements of a collection": frozenset({"heapq.nlargest"}),
+    "the few largest values of a data set": frozenset({"heapq.nlargest"}),
     "find the place of a value in a sorted list": frozenset({"bisect.bisect_right", "bisect.bisect_left"}),
     "shuffle a list": frozenset({"random.Random.shuffle"}),
 }
@@ -35,7 +35,7 @@ QUERIES: Mapping[str, frozenset[str]] = {
 _EVALUATED = 400
 _ROWS = 32
 _SHOWN, _COMPARED = 3, 10
-_SENTENCE_WIDTH = 46
+_SENTENCE_WIDTH = 38
 """Leaves room for a function's name on a line of 80."""
 _OVERLAP_MIN = 0.8
 """Share of the first ten answers that int8 and float32 must have in common, over all questions together."""
