@@ -91,18 +91,18 @@ async def test_a_server_that_is_down_at_start_is_named_within_the_timeout(group:
 async def test_topics_are_made_with_the_partitions_of_the_settings(
     settings: StoresSettings, open_bus: OpenBus, topic: str, group: str, eventually: Eventually
 ) -> None:
-    bus, handler = open_bus(), Recorder(failing("bad", error=PermanentFailure("no")))
-    await bus.subscribe(Subscription(group, (topic,), handler))
+    bus, handler = open_bus(), Recorder(failing("bad", error=ValueError("no")))
+    await bus.subscribe(Subscription(group, (topic,), handler, retry=SOON))
     await bus.publish([message(topic, "bad")])
     await eventually(lambda: bus.dead_letters(topic=topic))
 
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
     await admin.start()
-    names = [topic, f"{topic}.dead-letter", f"{group}.retry.0", f"{group}.retry.3"]
+    names = [topic, f"{topic}.dead-letter", f"{group}.retry.0", f"{group}.retry.2"]
     described = {one["topic"]: len(one["partitions"]) for one in await admin.describe_topics(names)}
     await admin.close()
 
-    assert described == dict(zip(names, (4, 1, 3, 3), strict=True))
+    assert described == dict(zip(names, (4, 1, 1, 1), strict=True))
 
 
 async def test_records_of_foreign_producers_arrive_whatever_they_hold(
@@ -129,19 +129,56 @@ async def test_records_of_foreign_producers_arrive_whatever_they_hold(
 async def test_a_record_in_a_retry_topic_that_is_none_of_ours_is_passed_over(
     settings: StoresSettings, open_bus: OpenBus, topic: str, group: str, eventually: Eventually
 ) -> None:
-    bus, handler = open_bus(), Recorder(failing("flaky", error=ValueError("no")))
+    bus, handler = open_bus(), Recorder(failing("first", "flaky", error=ValueError("no")))
     await bus.subscribe(Subscription(group, (topic,), handler, retry=SOON))
+    await bus.publish([message(topic, "first")])
+    await eventually(lambda: bus.dead_letters(topic=topic))
     producer = AIOKafkaProducer(bootstrap_servers=settings.kafka_bootstrap)
     await producer.start()
-    for partition in range(3):
-        await producer.send_and_wait(f"{group}.retry.1", b"foreign", b"k", partition=partition)
+    await producer.send_and_wait(f"{group}.retry.1", b"foreign", b"k")
     await producer.stop()
 
     await bus.publish([message(topic, "flaky")])
 
-    [letter] = await eventually(lambda: bus.dead_letters(topic=topic))
-    assert letter.attempts == 3
+    async def both() -> bool:
+        return len(await bus.dead_letters(topic=topic)) == 2
+
+    await eventually(both)
+    assert handler.seen == ["first"] * 3 + ["flaky"] * 3
     await eventually(lambda: drained(bus, group))
+
+
+async def test_a_group_that_never_fails_has_no_retry_topics(
+    settings: StoresSettings, open_bus: OpenBus, topic: str, group: str, eventually: Eventually
+) -> None:
+    bus, handler = open_bus(), Recorder()
+    await bus.subscribe(Subscription(group, (topic,), handler))
+    await bus.publish([message(topic, "good")])
+    await eventually(lambda: drained(bus, group))
+
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap)
+    await admin.start()
+    names = await admin.list_topics()
+    await admin.close()
+
+    assert not [name for name in names if name.startswith(group)]
+
+
+async def test_retries_that_another_process_parked_are_found(
+    open_bus: OpenBus, topic: str, group: str, eventually: Eventually
+) -> None:
+    other, bus = open_bus(), open_bus()
+    broken = Recorder(failing("x", error=PermanentFailure("no")))
+    gone = await other.subscribe(Subscription(group, (topic,), broken, retry=SOON))
+    await other.publish([message(topic, "x")])
+    [letter] = await eventually(lambda: other.dead_letters(topic=topic))
+    await gone.stop()
+    handler = Recorder()
+    await bus.subscribe(Subscription(group, (topic,), handler, retry=SOON))
+
+    await other.replay(letter.id)
+
+    await eventually(lambda: handler.seen == ["x"], within=20)
 
 
 async def test_a_key_goes_where_other_producers_put_it(

@@ -1,7 +1,7 @@
 """One handling of one batch: what the handler's errors mean.
 
-Both adapters call `Handling.run` and then make its outcomes durable; what is not
-among the outcomes was not finished and must not be acknowledged.
+Both adapters call `Handling.run`, then park its failures somewhere durable, and
+only then acknowledge.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
-from typing import Literal
 
 from modelworks.kit.errors import InvalidInput, ModelworksError, TooLarge
 from modelworks.kit.logging import get_logger
@@ -29,16 +28,27 @@ log = get_logger("bus")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a delivery."""
+class Failure:
+    """A delivery that was not handled well."""
 
+    index: int
+    """In the batch."""
     delivery: Delivery
-    verdict: Literal["done", "retry", "dead"]
-    error: str = ""
-    delay: timedelta = timedelta()
-    """Only for `retry`."""
+    error: str
+    delay: timedelta | None
+    """Until its retry; None: it is given up."""
     retry_number: int = 0
-    """Index into the policy's delays. Only for `retry`."""
+    """Index into the policy's delays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """What became of a batch."""
+
+    count: int
+    """Deliveries from its start that are decided. A stop cuts off the rest: they must not be acknowledged."""
+    failures: Sequence[Failure] = ()
+    """Those of them that must be parked before they are acknowledged; the others are done."""
 
 
 class Handling:
@@ -55,26 +65,27 @@ class Handling:
         """The transient error that holds work up right now, or None."""
         return next(iter(self._held.values()), None)
 
-    async def run(self, batch: Sequence[Delivery]) -> list[Outcome]:
-        """Handle a batch. Deliveries that a stop cut off have no outcome."""
+    async def run(self, batch: Sequence[Delivery]) -> Handled:
+        """Handle a batch."""
         self._runs += 1
         run = self._runs
         deadline = time.monotonic() + self._subscription.retry.unavailable_max.total_seconds()
         try:
             error = await self._attempt(batch, run, deadline)
             if error is None:
-                return [Outcome(delivery, "done") for delivery in batch]
+                return Handled(len(batch))
             if isinstance(error, _CutOff):
-                return []
+                return Handled(0)
             if len(batch) == 1:
-                return [self._failed(batch[0], error)]
-            outcomes = []
-            for delivery in batch:
+                return Handled(1, [self._failed(0, batch[0], error)])
+            failures: list[Failure] = []
+            for index, delivery in enumerate(batch):
                 error = await self._attempt([delivery], run, deadline)
                 if isinstance(error, _CutOff):
-                    break
-                outcomes.append(Outcome(delivery, "done") if error is None else self._failed(delivery, error))
-            return outcomes
+                    return Handled(index, failures)
+                if error is not None:
+                    failures.append(self._failed(index, delivery, error))
+            return Handled(len(batch), failures)
         finally:
             self._held.pop(run, None)
 
@@ -106,7 +117,7 @@ class Handling:
             return False
         return True
 
-    def _failed(self, delivery: Delivery, error: Exception) -> Outcome:
+    def _failed(self, index: int, delivery: Delivery, error: Exception) -> Failure:
         delays = self._subscription.retry.delays
         number = delivery.attempt - 1
         dead = isinstance(error, PermanentFailure) or number >= len(delays)
@@ -122,9 +133,7 @@ class Handling:
             error=_text(error),
             exc_info=None if expected else error,
         )
-        if dead:
-            return Outcome(delivery, "dead", _text(error))
-        return Outcome(delivery, "retry", _text(error), delays[number], number)
+        return Failure(index, delivery, _text(error), None if dead else delays[number], number)
 
 
 class _CutOff(Exception):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -27,19 +28,15 @@ from modelworks.stores.bus.kafka_producer import Producer
 from modelworks.stores.bus.kafka_pump import Item, Pump
 from modelworks.stores.bus.kafka_records import (
     delivery_of,
-    parked_of,
     replayed_record,
     retry_group,
     retry_record,
-    retry_topic,
 )
+from modelworks.stores.bus.kafka_retries import LOOK_EVERY_SECONDS, Retries
 from modelworks.stores.bus.port import Consumer, DeadLetter, Delivery, Lag, Message, Subscription
 from modelworks.stores.settings import StoresSettings
 
 _LIMIT_MAX = 1000
-_RETRIES_RUNNING_MAX = 64
-_STRANGER_DELAY_MS = 10_000
-"""A retry of a topic that this process does not handle goes back for so long."""
 
 log = get_logger("bus")
 
@@ -76,7 +73,8 @@ class KafkaBus:
         self._cluster: Cluster | None = None
         self._producer: Producer | None = None
         self._broker: KafkaBroker | None = None
-        self._retries: dict[str, _Retries] = {}
+        self._retries: dict[str, Retries] = {}
+        self._looking: asyncio.Task[None] | None = None
         self._consumers: list[_Consumer] = []
         self._closing = False
 
@@ -96,9 +94,10 @@ class KafkaBus:
         cluster, producer = self._connected()
         await cluster.ensure(topics)
         await cluster.introduce(subscription.group, topics)
-        worker = Worker(subscription, producer)
-        retries = self._retries.setdefault(subscription.group, _Retries(self, subscription.group))
-        await retries.join(worker, topics)
+        retries = self._retries_of(subscription.group)
+        worker = Worker(subscription, producer, retries)
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look(), name="bus retries")
         options = group_options(subscription, self._session_ms)
         reading: _Reading
         if subscription.work == "long":
@@ -110,6 +109,7 @@ class KafkaBus:
                 cluster, self._broker, worker, topics=topics, options=options, drain_seconds=self._drain_seconds
             )
         try:
+            await retries.join(worker, topics)
             await reading.start()
         except BaseException:
             worker.stopping.set()
@@ -153,7 +153,10 @@ class KafkaBus:
         cluster, producer = self._connected()
         letter, delivery = await kafka_reader.letter(cluster, dead_letter_id)
         # The note second: after a crash between the two, a replay is asked for again.
+        retries = self._retries_of(letter.group)
+        await retries.prepare()
         await producer.publish([retry_record(letter.group, delivery, number=0, attempt=1, not_before_ms=now_ms())])
+        retries.soon()
         await producer.publish([replayed_record(letter)])
         return DeadLetter(
             id=letter.id,
@@ -173,6 +176,10 @@ class KafkaBus:
     async def close(self) -> None:
         """See `Bus.close`."""
         self._closing = True
+        if self._looking is not None:
+            self._looking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._looking
         await asyncio.gather(*(consumer.stop() for consumer in list(self._consumers)))
         if self._broker is not None:
             await self._broker.stop()
@@ -189,6 +196,24 @@ class KafkaBus:
         if self._producer is None:
             self._producer = Producer(self._cluster)
         return self._cluster, self._producer
+
+    def _retries_of(self, group: str) -> Retries:
+        cluster, producer = self._connected()
+        found = self._retries.get(group)
+        if found is None:
+            found = self._retries[group] = Retries(
+                cluster, producer, group, session_ms=self._session_ms, drain_seconds=self._drain_seconds
+            )
+        return found
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+            for retries in list(self._retries.values()):
+                try:
+                    await retries.look()
+                except StoreUnavailable as error:
+                    log.warning("bus.retries-held-up", error=str(error))
 
     def _pump(self, cluster: Cluster, worker: Worker, topics: Sequence[str], options: dict[str, Any]) -> Pump:
         def decode(record: Any) -> Item:
@@ -212,102 +237,10 @@ class KafkaBus:
         )
 
 
-class _Retries:
-    """Reads a group's retries for all its subscriptions in this process."""
-
-    def __init__(self, bus: KafkaBus, group: str) -> None:
-        self._bus = bus
-        self._group = group
-        self._workers: dict[str, list[Worker]] = {}
-        self._pump: Pump | None = None
-        self._numbers = 0
-        self._changing = asyncio.Lock()
-
-    @property
-    def fault(self) -> str | None:
-        """What keeps retries from being read right now, or None."""
-        return self._pump.fault if self._pump else None
-
-    async def join(self, worker: Worker, topics: Sequence[str]) -> None:
-        """Hand retries of these topics to the worker."""
-        async with self._changing:
-            numbers = len(worker.subscription.retry.delays)
-            if self._pump is None or numbers > self._numbers:
-                await self._read(worker.subscription, max(numbers, self._numbers))
-            for topic in topics:
-                self._workers.setdefault(topic, []).append(worker)
-
-    async def leave(self, worker: Worker) -> None:
-        """The worker takes no more."""
-        async with self._changing:
-            for workers in self._workers.values():
-                if worker in workers:
-                    workers.remove(worker)
-            if not any(self._workers.values()) and self._pump is not None:
-                pump, self._pump = self._pump, None
-                await pump.stop()
-
-    async def _read(self, subscription: Subscription, numbers: int) -> None:
-        cluster, _ = self._bus._connected()
-        topics = [retry_topic(self._group, number) for number in range(numbers + 1)]
-        await cluster.ensure(topics)
-        if self._pump is not None:
-            await self._pump.stop()
-        self._pump = Pump(
-            cluster,
-            group=retry_group(self._group),
-            topics=topics,
-            options={**group_options(subscription, self._bus._session_ms), "fetch_max_wait_ms": 500},
-            running_max=_RETRIES_RUNNING_MAX,
-            decode=self._decode,
-            work=self._work,
-            drain_seconds=self._bus._drain_seconds,
-        )
-        self._numbers = numbers
-        try:
-            await self._pump.start()
-        except BaseException:
-            self._pump = None
-            raise
-
-    def _decode(self, record: Any) -> Item | None:
-        try:
-            parked = parked_of(record)
-        except (ValueError, KeyError) as error:
-            log.error("bus.retry-unreadable", topic=record.topic, offset=record.offset, error=str(error))
-            return None
-        message = parked.delivery.message
-        return Item(
-            TopicPartition(record.topic, record.partition),
-            record.offset,
-            (message.topic, message.key),
-            parked.delivery,
-            parked.not_before_ms,
-        )
-
-    async def _work(self, delivery: Delivery) -> bool:
-        for worker in list(self._workers.get(delivery.message.topic, ())):
-            if await worker.work([delivery]) == 1:
-                return True
-        if not any(self._workers.values()):
-            return False
-        # Only another process of this group handles the topic, and this one was given its retry: back with it.
-        _, producer = self._bus._connected()
-        record = retry_record(
-            self._group,
-            delivery,
-            number=min(delivery.attempt - 1, self._numbers),
-            attempt=delivery.attempt,
-            not_before_ms=now_ms() + _STRANGER_DELAY_MS,
-        )
-        await producer.publish([record])
-        return True
-
-
 class _Consumer:
     """A running subscription on Kafka."""
 
-    def __init__(self, worker: Worker, reading: _Reading, retries: _Retries, siblings: list[_Consumer]) -> None:
+    def __init__(self, worker: Worker, reading: _Reading, retries: Retries, siblings: list[_Consumer]) -> None:
         self._worker = worker
         self._reading = reading
         self._retries = retries

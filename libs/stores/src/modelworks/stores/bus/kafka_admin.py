@@ -24,6 +24,7 @@ from aiokafka.errors import (
     NotCoordinatorForGroupError,
     RecordListTooLargeError,
 )
+from aiokafka.protocol.metadata import MetadataRequest
 from modelworks.kit.errors import InvalidInput, StoreUnavailable, TooLarge
 from modelworks.stores.bus.handling import MESSAGE_BYTES_MAX
 from modelworks.stores.bus.port import DEAD_LETTER_SUFFIX, Lag
@@ -33,9 +34,9 @@ from modelworks.stores.settings import StoresSettings
 RECORD_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
 """`max.message.bytes` of topics that are made here: a largest message, and what a retry adds to it."""
 _DAY_MS = 24 * 60 * 60 * 1000
-_RETRY_PARTITIONS_MAX = 3
 _VISIBLE_EVERY_SECONDS = 0.05
 _TOPIC_EXISTS = 36
+_TOPIC_UNKNOWN = 3
 _COORDINATOR_COMES = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
 _REFUSED = {17: "is no topic name", 37: "has a bad partition count", 38: "has a bad replication factor"}
 
@@ -126,9 +127,9 @@ class Cluster:
             StoreUnavailable: no broker answers.
         """
         async with self.mapped("answer"):
-            found = await (await self.admin()).describe_cluster()
+            answer = await self._metadata([])
             # A refused client is not told so: it sees a cluster without brokers.
-            if not found["brokers"]:
+            if not answer["brokers"]:
                 raise KafkaError("its metadata names no broker")
 
     async def close(self) -> None:
@@ -142,6 +143,14 @@ class Cluster:
                         self.timeout_seconds,
                     )
 
+    async def _metadata(self, topics: Collection[str] | None) -> dict[str, Any]:
+        """Brokers, and these topics; None: all topics."""
+        # The admin client's own methods ask for all topics, or let the broker make the missing ones with its defaults.
+        request = MetadataRequest(None if topics is None else sorted(topics), allow_auto_topic_creation=False)
+        answer = await (await self.admin())._send_request(request)
+        found: dict[str, Any] = answer.to_object()
+        return found
+
     # Topics.
 
     async def ensure(self, topics: Iterable[str]) -> None:
@@ -153,11 +162,16 @@ class Cluster:
         if self._known.issuperset(topics := set(topics)):
             return
         async with self._making, self.mapped("make topics"):
-            admin = await self.admin()
-            missing = topics - self._known - set(await admin.list_topics())
+            described = (await self._metadata(topics - self._known))["topics"]
+            missing = {topic["topic"] for topic in described if topic["error_code"] == _TOPIC_UNKNOWN}
             if missing:
-                await self._make(admin, missing)
+                await self._make(await self.admin(), missing)
             self._known |= topics
+
+    async def exist(self, topics: Collection[str]) -> bool:
+        """Whether any of the topics exists."""
+        async with self.mapped("list topics"):
+            return any(topic["error_code"] != _TOPIC_UNKNOWN for topic in (await self._metadata(topics))["topics"])
 
     def forget(self, topics: Iterable[str]) -> None:
         """These topics may not exist any more."""
@@ -179,7 +193,7 @@ class Cluster:
         # A consumer that joins before its topic is visible would be assigned nothing until the next metadata refresh.
         unseen = set(names)
         while unseen:
-            for topic in await admin.describe_topics(list(unseen)):
+            for topic in (await self._metadata(unseen))["topics"]:
                 leaders = [partition["leader"] for partition in topic["partitions"]]
                 if topic["error_code"] == 0 and leaders and min(leaders) >= 0:
                     unseen.discard(topic["topic"])
@@ -191,22 +205,23 @@ class Cluster:
         if name.endswith(DEAD_LETTER_SUFFIX):
             return TopicKind(1, {**large, "retention.ms": str(90 * _DAY_MS)})
         if ".retry." in name:
-            partitions = min(_RETRY_PARTITIONS_MAX, self.settings.kafka_partitions)
-            return TopicKind(partitions, {**large, "retention.ms": str(30 * _DAY_MS)})
+            # One partition, so that the order of offsets is the order in which retries are due.
+            return TopicKind(1, {**large, "retention.ms": str(30 * _DAY_MS)})
         return TopicKind(self.settings.kafka_partitions, large)
 
     async def topics(self, suffix: str) -> list[str]:
         """Names of existing topics that end so."""
         async with self.mapped("list topics"):
-            return sorted(name for name in await (await self.admin()).list_topics() if name.endswith(suffix))
+            found = (await self._metadata(None))["topics"]
+            return sorted(topic["topic"] for topic in found if topic["topic"].endswith(suffix))
 
     async def partitions(self, topics: Sequence[str]) -> list[TopicPartition]:
         """All partitions of topics; of those that do not exist there are none."""
         async with self.mapped("list partitions"):
-            described = await (await self.admin()).describe_topics(list(topics)) if topics else []
+            described = await self._metadata(topics) if topics else {"topics": []}
             return [
                 TopicPartition(topic["topic"], partition["partition"])
-                for topic in described
+                for topic in described["topics"]
                 if topic["error_code"] == 0
                 for partition in topic["partitions"]
             ]

@@ -10,6 +10,7 @@ committed by name.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
@@ -31,6 +32,7 @@ _COMMIT_PAUSE_SECONDS = 0.01
 _FAULT_PAUSE_SECONDS = 1.0
 _REVOKE_WAIT_SECONDS = 5.0
 _LEAVE_SECONDS = 5.0
+_YIELD_SECONDS = 0.002
 _POLL_MS = 100
 """FastStream's own wait; `WaitingConsumer` waits without it."""
 
@@ -136,7 +138,7 @@ class ControlConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             await self._until_idle(_LEAVE_SECONDS)
         await self._commit_bounded()
         with suppress(KafkaError, OSError, TimeoutError):
-            await asyncio.wait_for(self._subscriber.stop(), self._drain_seconds + _LEAVE_SECONDS)
+            await asyncio.wait_for(self._subscriber.stop(), _LEAVE_SECONDS)
 
     # Rebalance.
 
@@ -170,6 +172,7 @@ class ControlConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             self._idle.set()
 
     async def _handle_all(self, records: Sequence[Any], epoch: int) -> None:
+        yield_at = time.monotonic() + _YIELD_SECONDS
         for start in range(0, len(records), self._batch_max):
             batch = records[start : start + self._batch_max]
             finished = 0
@@ -178,11 +181,20 @@ class ControlConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
                     # The rest is not committed: it comes again, here or elsewhere.
                     return
                 deliveries = [delivery_of(record) for record in batch[finished:]]
-                finished += await self._worker.work(deliveries)
+                try:
+                    finished += await self._worker.work(deliveries)
+                except Exception:
+                    # A mistake of this adapter: going on would acknowledge past these messages.
+                    log.exception("bus.consumer-fault", group=self._group)
+                    await asyncio.sleep(_FAULT_PAUSE_SECONDS)
                 if epoch == self._epoch:
                     last = {(record.topic, record.partition): record.offset for record in batch[:finished]}
                     self._finished.update({TopicPartition(*where): offset + 1 for where, offset in last.items()})
                     self._commit_wake.set()
+            if time.monotonic() > yield_at:
+                # A handler that never really waits must not keep the loop to itself.
+                await asyncio.sleep(0)
+                yield_at = time.monotonic() + _YIELD_SECONDS
 
     async def _until_idle(self, seconds: float) -> bool:
         with suppress(TimeoutError):

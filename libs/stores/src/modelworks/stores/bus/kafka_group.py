@@ -1,4 +1,4 @@
-"""What all consumers of a group share on Kafka: one handling of messages, and one reading of the group's retries.
+"""What all reading of a subscription shares on Kafka: one handling of its messages.
 
 `control` and `long` consumers, and the group's retries, call the same `Worker`:
 it keeps the handler's own order (one at a time, or one a key and so many at
@@ -11,10 +11,11 @@ import asyncio
 from collections.abc import AsyncIterator, Hashable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from typing import Protocol
 
 from modelworks.kit.errors import StoreUnavailable
 from modelworks.kit.logging import get_logger
-from modelworks.stores.bus.handling import Handling, Outcome
+from modelworks.stores.bus.handling import Failure, Handling
 from modelworks.stores.bus.kafka_admin import now_ms
 from modelworks.stores.bus.kafka_producer import Producer
 from modelworks.stores.bus.kafka_records import dead_letter_record, retry_record
@@ -46,13 +47,24 @@ class Slots:
                 del self._keys[key]
 
 
+class ParkingPlace(Protocol):
+    """The topics where a group's failed messages wait."""
+
+    async def prepare(self) -> None:
+        """Make them, before something is published there."""
+
+    def soon(self) -> None:
+        """Something was: see that it is read."""
+
+
 class Worker:
     """Handles deliveries of one subscription."""
 
-    def __init__(self, subscription: Subscription, producer: Producer) -> None:
+    def __init__(self, subscription: Subscription, producer: Producer, parking: ParkingPlace) -> None:
         self.subscription = subscription
         self.stopping = asyncio.Event()
         self._producer = producer
+        self._place = parking
         self._handling = Handling(subscription, self.stopping)
         self._parking: str | None = None
         long = subscription.work == "long"
@@ -70,30 +82,32 @@ class Worker:
         async with self._slots.take(key):
             if self.stopping.is_set():
                 return 0
-            outcomes = await self._handling.run(batch)
-        parked = [self._message(outcome) for outcome in outcomes if outcome.verdict != "done"]
-        if parked and not await self._park(parked):
-            verdicts = [outcome.verdict == "done" for outcome in outcomes]
-            return verdicts.index(False)
-        return len(outcomes)
+            handled = await self._handling.run(batch)
+        if handled.failures and not await self._park(handled.failures):
+            return handled.failures[0].index
+        return handled.count
 
-    def _message(self, outcome: Outcome) -> Message:
+    def _message(self, failure: Failure) -> Message:
         group = self.subscription.group
-        delivery = outcome.delivery
-        if outcome.verdict == "dead":
-            return dead_letter_record(group, delivery, error=outcome.error, failed_at=datetime.now(UTC))
+        delivery = failure.delivery
+        if failure.delay is None:
+            return dead_letter_record(group, delivery, error=failure.error, failed_at=datetime.now(UTC))
         return retry_record(
             group,
             delivery,
-            number=outcome.retry_number + 1,
+            number=failure.retry_number + 1,
             attempt=delivery.attempt + 1,
-            not_before_ms=now_ms() + round(outcome.delay.total_seconds() * 1000),
+            not_before_ms=now_ms() + round(failure.delay.total_seconds() * 1000),
         )
 
-    async def _park(self, messages: Sequence[Message]) -> bool:
-        """Publish, however long that takes; False when a stop came first."""
+    async def _park(self, failures: Sequence[Failure]) -> bool:
+        """Publish failures to where they wait, however long that takes; False when a stop came first."""
+        messages = [self._message(failure) for failure in failures]
+        retried = any(failure.delay is not None for failure in failures)
         while True:
             try:
+                if retried:
+                    await self._place.prepare()
                 await self._producer.publish(messages)
             except StoreUnavailable as error:
                 if self._parking is None:
@@ -105,4 +119,6 @@ class Worker:
                     return False
             else:
                 self._parking = None
+                if retried:
+                    self._place.soon()
                 return True

@@ -68,8 +68,7 @@ def delivery_of(record: Any) -> Delivery:
     except (UnicodeDecodeError, AttributeError):
         # A foreign producer: bytes that are no UTF-8, or a header without a value.
         message = Message(record.topic, _key(record), record.value or b"", _texts(record.headers))
-    published = datetime.fromtimestamp(record.timestamp / 1000, UTC)
-    return Delivery(message, record.partition, record.offset, 1, published)
+    return Delivery(message, record.partition, record.offset, 1, datetime.fromtimestamp(record.timestamp / 1000, UTC))
 
 
 def retry_record(group: str, delivery: Delivery, *, number: int, attempt: int, not_before_ms: int) -> Message:

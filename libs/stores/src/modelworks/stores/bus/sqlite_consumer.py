@@ -17,7 +17,7 @@ from datetime import timedelta
 
 from modelworks.kit.errors import StoreUnavailable, Unavailable
 from modelworks.kit.logging import get_logger
-from modelworks.stores.bus.handling import Handling, Outcome
+from modelworks.stores.bus.handling import Failure, Handling
 from modelworks.stores.bus.port import Delivery, Subscription
 from modelworks.stores.bus.sqlite_log import Parked, Position, SqliteLog, micros
 from modelworks.stores.bus.watermark import Watermark
@@ -295,34 +295,32 @@ class Member:
         return jobs
 
     async def _handle(self, batch: Sequence[Job]) -> None:
-        outcomes = await self._handling.run([job.delivery for job in batch])
-        # Outcomes are those of the first deliveries: a stop cuts off the rest.
-        settled = list(zip(batch, outcomes, strict=False))
-        parked = [self._parked(job, outcome) for job, outcome in settled if outcome.verdict != "done"]
-        if parked:
-            await self._park(settled, parked)
+        handled = await self._handling.run([job.delivery for job in batch])
+        settled = batch[: handled.count]
+        if handled.failures:
+            await self._park(settled, [self._parked(failure) for failure in handled.failures])
         else:
             self._mark(settled)
-            self._finished.extend(job.retry for job, _ in settled if job.retry is not None)
+            self._finished.extend(job.retry for job in settled if job.retry is not None)
             self._commit_soon()
 
-    def _mark(self, settled: Sequence[tuple[Job, Outcome]]) -> None:
-        for job, _ in settled:
+    def _mark(self, settled: Sequence[Job]) -> None:
+        for job in settled:
             if job.retry is None:
                 job.lane.mark.finish(job.delivery.offset)
             self._dirty.add(job.lane)
 
-    def _parked(self, job: Job, outcome: Outcome) -> Parked:
-        delivery = outcome.delivery
-        if outcome.verdict == "dead":
-            return Parked(self.group, delivery, delivery.attempt, outcome.error)
-        due = micros() + int(outcome.delay.total_seconds() * 1e6)
-        return Parked(self.group, delivery, delivery.attempt + 1, outcome.error, due)
+    def _parked(self, failure: Failure) -> Parked:
+        delivery = failure.delivery
+        if failure.delay is None:
+            return Parked(self.group, delivery, delivery.attempt, failure.error)
+        due = micros() + int(failure.delay.total_seconds() * 1e6)
+        return Parked(self.group, delivery, delivery.attempt + 1, failure.error, due)
 
-    async def _park(self, settled: Sequence[tuple[Job, Outcome]], parked: Sequence[Parked]) -> None:
+    async def _park(self, settled: Sequence[Job], parked: Sequence[Parked]) -> None:
         """Make failures durable; only then are their messages finished."""
-        finished = [job.retry for job, _ in settled if job.retry is not None]
-        lanes = {job.lane.topic: job.lane for job, _ in settled}
+        finished = [job.retry for job in settled if job.retry is not None]
+        lanes = {job.lane.topic: job.lane for job in settled}
         while True:
             try:
                 ids = await self._log.run(
