@@ -12,6 +12,7 @@ from modelworks.client.connection import AdminFile, read_admin_file
 from modelworks.client.demo.suite import SuiteProcess
 
 from tests.flows.processes import ServiceProcesses
+from tests.stack.isolation import isolated
 
 
 @dataclass
@@ -43,10 +44,11 @@ def suite(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Running]:
         yield Running("embedded", process.url, read_admin_file(process.data), trace_file, {})
         return
     stack: Any = request.getfixturevalue("stack")
-    processes = ServiceProcesses(tmp_path, stack.environment(), trace_file=trace_file)
+    environment = isolated(stack.environment())
+    processes = ServiceProcesses(tmp_path, environment, trace_file=trace_file)
     try:
         processes.start()
-        yield Running("real", processes.url, processes.admin, trace_file, stack.environment())
+        yield Running("real", processes.url, processes.admin, trace_file, environment)
     finally:
         statuses = processes.stop()
     assert set(statuses.values()) == {0}, {name: processes.log(name) for name, code in statuses.items() if code}

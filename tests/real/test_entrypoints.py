@@ -20,9 +20,13 @@ from typing import Any
 
 import httpx
 import pytest
+from modelworks.audit.verify import verify_search_answer
+from modelworks.client.connection import AdminFile
 
+from tests.flows.test_walk import walk_of
 from tests.repo.compose import made_env, raw, services
 from tests.repo.dockerfile import stages
+from tests.stack.isolation import isolated
 from tests.stack.server import free_ports
 from tests.stack.stack import Stack
 
@@ -59,6 +63,17 @@ class Collector:
         self._server.server_close()
 
 
+OWN = ("STORES_S3_BUCKET", "STORES_OPENSEARCH_PREFIX")
+"""What sets this suite apart from others on the same servers."""
+
+
+def _of_the_image() -> dict[str, str]:
+    """What the image sets for every process in it, the paths aside."""
+    words = [word for item in stages()["runtime"].all("ENV") for word in item.arguments.split()]
+    pairs = (word.split("=", 1) for word in words)
+    return {name: value for name, value in pairs if name != "PATH"}
+
+
 class Containers:
     """The six, as processes."""
 
@@ -80,7 +95,7 @@ class Containers:
                 value = value.replace(f"http://{other}:8080", f"http://127.0.0.1:{port}")
             value = value.replace("otel-collector:4318", self._collector.address)
             values[key] = value.replace("/var/lib/modelworks", str(self.folder / name))
-        replaced = {key: value for key, value in self._servers.items() if key in values or key == "STORES_S3_BUCKET"}
+        replaced = {key: value for key, value in self._servers.items() if key in values or key in OWN}
         return {
             **values, **replaced, **TOPIC_PARTITIONS, "MODELWORKS_HOST": "127.0.0.1",
             "MODELWORKS_PORT": str(self.ports[name]), "PATH": os.environ["PATH"],
@@ -146,7 +161,7 @@ def collector() -> Iterator[Collector]:
 @pytest.fixture(scope="module")
 def suite(stack: Stack, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]:
     """All six, started in the worst order: the door first, auth last."""
-    containers = Containers(tmp_path_factory.mktemp("suite"), stack.environment(), collector)
+    containers = Containers(tmp_path_factory.mktemp("suite"), isolated(stack.environment()), collector)
     try:
         for name in reversed(CONTAINERS):
             containers.start(name)
@@ -225,6 +240,24 @@ def test_audit_signs_with_the_key_that_make_env_made(administrator: httpx.Client
 
     name, digest = suite.secrets["AUDIT_SIGNING_KEY"].removeprefix("PRIVATE+KEY+").split("+")[:2]
     assert served.startswith(f"{name}+{digest}+")
+
+
+async def test_model_goes_the_whole_way_in_this_environment(suite: Containers, tmp_path: Path) -> None:
+    """Publish, optimize, deploy, predict, ask by event, be refused, and find it all in the audit."""
+    admin = AdminFile(suite.url, f"{suite.url}/oauth/token", "admin", suite.secrets["AUTH_ADMIN_CLIENT_SECRET"])
+    walk = walk_of(suite.url, admin, tmp_path / "work")
+
+    await walk.log_in()
+    await walk.publish()
+    await walk.optimize(lambda _: None)
+    await walk.deploy()
+    await walk.predict()
+    await walk.answer_event()
+    await walk.refuse()
+    await walk.audit(verify_search_answer)
+    await walk.close()
+
+    assert walk.found["proofs"] > 8
 
 
 def test_spans_are_exported(administrator: httpx.Client, collector: Collector) -> None:

@@ -58,11 +58,11 @@ class SuiteProcess:
         reader.start()
         reader.join(within_seconds)
         if not line or not line[0]:
+            ended = self._process.poll() is not None
             self.stop()
             tail = "\n".join(self.log.read_text("utf-8", "replace").splitlines()[-8:])
-            raise ModelworksError(
-                f"the suite did not become ready within {within_seconds:.0f} s; its log ends:\n{tail}"
-            )
+            what = f"ended with {self._process.returncode}" if ended else f"was not ready within {within_seconds:.0f} s"
+            raise ModelworksError(f"the suite {what}; its log ends:\n{tail}")
         self.ready_seconds = time.monotonic() - started
         self.url = str(json.loads(line[0])["url"])
         return self.url
