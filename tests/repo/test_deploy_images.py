@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from packaging.version import Version
 
 from tests.repo.compose import OURS, load_script, raw
 from tests.repo.dockerfile import DOCKERFILE, chain, stages
-from tests.repo.sources import NAMESPACE, ROOT, normalised
+from tests.repo.sources import NAMESPACE, ROOT, normalised, project
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {"inference": ("cpu",), "optimizer": ("cpu",), "inference-gpu": ("gpu",)}
 REQUIREMENTS = ROOT / "deploy" / "requirements"
@@ -30,7 +30,11 @@ members = load_script("deploy/requirements/members.py")
 
 def pins(image: str) -> dict[str, Version]:
     """The versions of an image's requirements that hold on Linux with Python 3.11."""
-    text = (REQUIREMENTS / "images" / f"{image}.txt").read_text("utf-8")
+    return pinned(REQUIREMENTS / "images" / f"{image}.txt")
+
+
+def pinned(file: Path) -> dict[str, Version]:
+    text = file.read_text("utf-8")
     found = {}
     for line in re.sub(r"\\\n\s*", " ", text).splitlines():
         requirement = Requirement(line.split(" --hash")[0].strip())
@@ -66,18 +70,32 @@ def test_an_image_installs_pinned_and_hashed_requirements(image: str) -> None:
 @pytest.mark.parametrize("image", OURS)
 def test_the_pins_satisfy_what_the_members_ask_for(image: str) -> None:
     """A member that asks for something new needs `make requirements`."""
-    found = pins(image)
     wanted = members.requirements(image.removesuffix("-gpu"), ("real", *EXTRAS.get(image, ())))
-    unmet = []
+
+    assert unmet(wanted, pins(image)) == [], "run `make requirements`"
+
+
+def unmet(wanted: Iterable[str], found: Mapping[str, Version]) -> list[str]:
+    """What no pin satisfies."""
+    missing = []
     for line in wanted:
         requirement = Requirement(line)
         if requirement.marker and not requirement.marker.evaluate(LINUX):
             continue
         version = found.get(normalised(requirement.name))
         if version is None or version not in requirement.specifier:
-            unmet.append(f"{line} (pinned: {version})")
+            missing.append(f"{line} (pinned: {version})")
+    return missing
 
-    assert not unmet, f"run `make requirements`: {unmet}"
+
+@pytest.mark.parametrize(
+    ("profile", "extras"), [("light", ("cpu",)), ("dev", ("cpu", "real")), ("torch", ("cpu", "torch"))]
+)
+def test_the_pins_of_a_checkout_satisfy_the_root(profile: str, extras: tuple[str, ...]) -> None:
+    table = project(ROOT)
+    wanted = [*table["dependencies"], *(line for extra in extras for line in table["optional-dependencies"][extra])]
+
+    assert unmet(wanted, pinned(REQUIREMENTS / f"{profile}.txt")) == [], "run `make requirements`"
 
 
 @pytest.mark.parametrize("image", OURS)
