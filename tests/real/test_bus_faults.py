@@ -343,6 +343,32 @@ async def test_a_broker_that_does_not_answer_is_unavailable_within_the_timeout_a
     await eventually(lambda: ("k", 3) in log.handled, within=30)
 
 
+async def test_closing_while_the_broker_is_down_is_bounded_and_loses_only_what_was_not_told_done(
+    kafka: Server[KafkaEndpoint], open_bus: OpenBus, topic: str, group: str, eventually: Eventually
+) -> None:
+    bus, control, long = open_bus(), Log(), Log()
+    await bus.subscribe(Subscription(f"{group}-c", (topic,), control))
+    await bus.subscribe(Subscription(f"{group}-l", (topic,), long, work="long"))
+    await bus.publish([Message(topic, "k", b"1")])
+    await eventually(lambda: control.handled and long.handled)
+    await eventually(lambda: drained(bus, f"{group}-c"))
+    await eventually(lambda: drained(bus, f"{group}-l"))
+
+    await asyncio.to_thread(kafka.kill)
+    with pytest.raises(StoreUnavailable):
+        await bus.publish([Message(topic, "k", b"2")])
+    started = time.monotonic()
+    await bus.close()
+    assert time.monotonic() - started < 25
+
+    await asyncio.to_thread(kafka.start)
+    bus, control = open_bus(), Log()
+    await bus.subscribe(Subscription(f"{group}-c", (topic,), control))
+    await bus.publish([Message(topic, "k", b"3")])
+    await eventually(lambda: ("k", 3) in control.handled, within=20)
+    assert ("k", 1) not in control.handled
+
+
 async def drained(bus: Bus, group: str) -> bool:
     return all(lag.messages == 0 for lag in await bus.lag(group))
 

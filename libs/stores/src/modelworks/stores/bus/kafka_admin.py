@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     CommitFailedError,
@@ -27,6 +27,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.metadata import MetadataRequest
 from modelworks.kit.errors import InvalidInput, StoreUnavailable, TooLarge
 from modelworks.stores.bus.handling import MESSAGE_BYTES_MAX
+from modelworks.stores.bus.kafka_consumer import STOP_SECONDS, StoppableConsumer, ended
 from modelworks.stores.bus.port import DEAD_LETTER_SUFFIX, Lag
 from modelworks.stores.bus.watermark import Watermark
 from modelworks.stores.settings import StoresSettings
@@ -59,7 +60,7 @@ class Cluster:
         self.settings = settings
         self.timeout_seconds = settings.timeout_ms / 1000
         self._admin: AIOKafkaAdminClient | None = None
-        self._idle: AIOKafkaConsumer | None = None
+        self._idle: StoppableConsumer | None = None
         self._connecting = asyncio.Lock()
         self._making = asyncio.Lock()
         self._known: set[str] = set()
@@ -101,8 +102,7 @@ class Cluster:
         try:
             await client.start()
         except BaseException:
-            with suppress(Exception):
-                await (client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop())
+            await ended(client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop(), STOP_SECONDS)
             raise
         return client
 
@@ -113,11 +113,11 @@ class Cluster:
                 self._admin = await self.started(AIOKafkaAdminClient(**self.common))
             return self._admin
 
-    async def idle(self) -> AIOKafkaConsumer:
+    async def idle(self) -> StoppableConsumer:
         """A consumer that reads nothing."""
         async with self._connecting:
             if self._idle is None:
-                self._idle = await self.started(AIOKafkaConsumer(**self.common))
+                self._idle = await self.started(StoppableConsumer(**self.common))
             return self._idle
 
     async def check(self) -> None:
@@ -135,13 +135,10 @@ class Cluster:
     async def close(self) -> None:
         """Let go."""
         self._closed = True
-        for client in (self._admin, self._idle):
-            if client is not None:
-                with suppress(KafkaError, OSError, TimeoutError):
-                    await asyncio.wait_for(
-                        client.close() if isinstance(client, AIOKafkaAdminClient) else client.stop(),
-                        self.timeout_seconds,
-                    )
+        if self._admin is not None:
+            await ended(self._admin.close(), STOP_SECONDS)
+        if self._idle is not None:
+            await self._idle.stop()
 
     async def _metadata(self, topics: Collection[str] | None) -> dict[str, Any]:
         """Brokers, and these topics; None: all topics."""
@@ -266,7 +263,7 @@ class Cluster:
             return
         beginnings = await self.beginnings(new)
         async with self.mapped("take offsets"):
-            consumer = AIOKafkaConsumer(**self.common, group_id=group, enable_auto_commit=False)
+            consumer = StoppableConsumer(**self.common, group_id=group, enable_auto_commit=False)
             consumer.assign(new)
             await self.started(consumer)
             try:

@@ -1,12 +1,15 @@
-"""How consumers are made here: aiokafka's, whose `getmany` waits for records instead of returning none."""
+"""How consumers are made here: aiokafka's, ended in bounded time, and for groups with a `getmany` that waits."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import KafkaError
+from modelworks.kit.logging import get_logger
 from modelworks.stores.bus.port import Subscription
 
 FETCH_RECORDS_MAX = 500
@@ -14,11 +17,41 @@ FETCH_RECORDS_MAX = 500
 garbage collector busy."""
 FAULTS_MAX = 3
 """Errors in a row after which a consumer is made anew."""
+STOP_SECONDS = 5.0
+_LET_GO_SECONDS = 1.0
 _POLL_MS = 1000
 _FETCH_BYTES_MAX = 16 * 1024 * 1024
 
+log = get_logger("bus")
 
-class WaitingConsumer(AIOKafkaConsumer):  # type: ignore[misc]
+
+class StoppableConsumer(AIOKafkaConsumer):  # type: ignore[misc]
+    """Stops in bounded time and without an error, whatever the broker does.
+
+    While no broker answers, aiokafka's `stop` waits long, or ends in a CancelledError of its own tasks, which would
+    look as if the caller were cancelled, and leaves its connections open.
+    """
+
+    async def stop(self) -> None:
+        """Leave the group, if that works soon, and let go of everything."""
+        if not await ended(super().stop(), STOP_SECONDS):
+            log.warning("bus.consumer-cut-off", group=self._group_id)
+            if self._fetcher:
+                await ended(self._fetcher.close(), _LET_GO_SECONDS)
+            await ended(self._client.close(), _LET_GO_SECONDS)
+
+
+async def ended(work: Coroutine[Any, Any, Any], seconds: float) -> bool:
+    """Run the work in a task of its own for at most so long; whether it came to a good end."""
+    task = asyncio.create_task(work)
+    await asyncio.wait([task], timeout=seconds)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_LET_GO_SECONDS)
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+class WaitingConsumer(StoppableConsumer):
     """Returns from `getmany` only with records.
 
     FastStream sleeps after an empty answer, as long as it waited for it: that would delay the next message.

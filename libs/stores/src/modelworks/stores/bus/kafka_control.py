@@ -24,14 +24,14 @@ from faststream.kafka.message import FAKE_CONSUMER, KafkaAckableMessage
 from faststream.kafka.schemas import Topic
 from modelworks.kit.logging import get_logger
 from modelworks.stores.bus.kafka_admin import Cluster
-from modelworks.stores.bus.kafka_consumer import FAULTS_MAX, FETCH_RECORDS_MAX, WaitingConsumer
+from modelworks.stores.bus.kafka_consumer import FAULTS_MAX, FETCH_RECORDS_MAX, STOP_SECONDS, WaitingConsumer, ended
 from modelworks.stores.bus.kafka_group import Worker
 from modelworks.stores.bus.kafka_records import delivery_of
 
 _COMMIT_PAUSE_SECONDS = 0.01
 _FAULT_PAUSE_SECONDS = 1.0
 _REVOKE_WAIT_SECONDS = 5.0
-_LEAVE_SECONDS = 5.0
+_COMMIT_SECONDS = 5.0
 _YIELD_SECONDS = 0.002
 _POLL_MS = 100
 """FastStream's own wait; `WaitingConsumer` waits without it."""
@@ -135,10 +135,9 @@ class ControlConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
         if not await self._until_idle(self._drain_seconds) and self._handling is not None:
             log.warning("bus.drain-cut-off", group=self._group, handlers=1)
             self._handling.cancel()
-            await self._until_idle(_LEAVE_SECONDS)
+            await self._until_idle(_COMMIT_SECONDS)
         await self._commit_bounded()
-        with suppress(KafkaError, OSError, TimeoutError):
-            await asyncio.wait_for(self._subscriber.stop(), _LEAVE_SECONDS)
+        await ended(self._subscriber.stop(), 2 * STOP_SECONDS)
 
     # Rebalance.
 
@@ -232,7 +231,7 @@ class ControlConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
 
     async def _commit_bounded(self) -> None:
         try:
-            await asyncio.wait_for(self._commit_once(), _LEAVE_SECONDS)
+            await asyncio.wait_for(self._commit_once(), _COMMIT_SECONDS)
         except (KafkaError, TimeoutError) as error:
             log.warning("bus.commit-cut-off", group=self._group, error=str(error) or type(error).__name__)
 
@@ -248,10 +247,9 @@ class ControlConsumer(ConsumerRebalanceListener):  # type: ignore[misc]
             log.warning("bus.consumer-renewed", group=self._group, error=self.fault)
             self._epoch += 1
             self._finished.clear()
+            await ended(self._subscriber.stop(), 2 * STOP_SECONDS)
             try:
                 async with self._cluster.mapped("start a consumer"):
-                    with suppress(KafkaError, OSError, TimeoutError):
-                        await asyncio.wait_for(self._subscriber.stop(), _LEAVE_SECONDS)
                     await self._subscriber.start()
                 self._fault = None
             except Exception as error:

@@ -19,6 +19,7 @@ from aiokafka.partitioner import murmur2
 from modelworks.kit.errors import InvalidInput
 from modelworks.kit.logging import get_logger
 from modelworks.stores.bus.kafka_admin import RECORD_BYTES_MAX, Cluster, now_ms
+from modelworks.stores.bus.kafka_consumer import STOP_SECONDS, ended
 from modelworks.stores.bus.kafka_records import encoded
 from modelworks.stores.bus.port import Message
 
@@ -128,10 +129,12 @@ class Producer:
             task.add_done_callback(self._retiring.discard)
 
     async def _stop(self, producer: AIOKafkaProducer) -> None:
-        try:
-            await asyncio.wait_for(producer.stop(), self._cluster.timeout_seconds)
-        except (KafkaError, OSError, TimeoutError) as error:
-            log.warning("bus.producer-cut-off", error=str(error) or type(error).__name__)
+        if not await ended(producer.stop(), STOP_SECONDS):
+            # An idempotent producer never gives up by itself; whoever published was told so by a timeout.
+            log.warning("bus.producer-cut-off")
+            producer._message_accumulator.fail_all(KafkaConnectionError("the producer was stopped"))
+            await ended(producer._sender.close(), STOP_SECONDS)
+            await ended(producer.client.close(), STOP_SECONDS)
 
 
 async def _send(producer: AIOKafkaProducer, topic: str, partition: int, batches: Sequence[Any]) -> None:

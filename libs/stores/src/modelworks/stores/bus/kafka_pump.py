@@ -37,7 +37,7 @@ _FAULT_PAUSE_SECONDS = 1.0
 _REVOKE_WAIT_SECONDS = 5.0
 """How long a rebalance waits for running work. The whole group stands still meanwhile; what takes longer goes on
 running, and is taken up again if the partition comes back."""
-_LEAVE_SECONDS = 5.0
+_COMMIT_SECONDS = 5.0
 
 log = get_logger("bus")
 
@@ -135,7 +135,7 @@ class Pump(ConsumerRebalanceListener):  # type: ignore[misc]
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
-            await asyncio.wait_for(self._commit_once(), _LEAVE_SECONDS)
+            await asyncio.wait_for(self._commit_once(), _COMMIT_SECONDS)
         except (KafkaError, TimeoutError) as error:
             log.warning("bus.commit-cut-off", group=self._group, error=str(error) or type(error).__name__)
         await self._disconnect()
@@ -148,7 +148,7 @@ class Pump(ConsumerRebalanceListener):  # type: ignore[misc]
         self._forget_waiting()
         await self._finish_running(_REVOKE_WAIT_SECONDS)
         try:
-            await asyncio.wait_for(self._commit_once(), _LEAVE_SECONDS)
+            await asyncio.wait_for(self._commit_once(), _COMMIT_SECONDS)
         except (KafkaError, TimeoutError) as error:
             log.warning("bus.commit-cut-off", group=self._group, error=str(error) or type(error).__name__)
         self._partitions.clear()
@@ -260,8 +260,7 @@ class Pump(ConsumerRebalanceListener):  # type: ignore[misc]
     async def _disconnect(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with suppress(KafkaError, OSError, TimeoutError):
-                await asyncio.wait_for(consumer.stop(), _LEAVE_SECONDS)
+            await consumer.stop()
 
     # Work.
 

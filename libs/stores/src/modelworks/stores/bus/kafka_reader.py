@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import TopicPartition
 from modelworks.kit.errors import NotFound
 from modelworks.stores.bus.handling import positions
 from modelworks.stores.bus.kafka_admin import Cluster
+from modelworks.stores.bus.kafka_consumer import StoppableConsumer
 from modelworks.stores.bus.kafka_records import delivery_of, letters_of
 from modelworks.stores.bus.port import DEAD_LETTER_SUFFIX, DeadLetter, Delivery
 
@@ -38,7 +37,7 @@ async def tail(
                 for record in records:
                     yield delivery_of(record)
     finally:
-        await _stopped(consumer)
+        await consumer.stop()
 
 
 async def letters(cluster: Cluster, *, topic: str | None, limit: int) -> list[DeadLetter]:
@@ -95,23 +94,18 @@ async def _range(
                     if await consumer.position(tp) >= ends[tp]:
                         open_.discard(tp)
         finally:
-            await _stopped(consumer)
+            await consumer.stop()
     return records
 
 
-async def _reader(cluster: Cluster, starts: Mapping[TopicPartition, int]) -> AIOKafkaConsumer:
+async def _reader(cluster: Cluster, starts: Mapping[TopicPartition, int]) -> StoppableConsumer:
     async with cluster.mapped("start a reader"):
-        consumer = AIOKafkaConsumer(**cluster.common, enable_auto_commit=False, auto_offset_reset="earliest")
+        consumer = StoppableConsumer(**cluster.common, enable_auto_commit=False, auto_offset_reset="earliest")
         consumer.assign(list(starts))
         await cluster.started(consumer)
         for tp, offset in starts.items():
             consumer.seek(tp, offset)
         return consumer
-
-
-async def _stopped(consumer: AIOKafkaConsumer) -> None:
-    with suppress(KafkaError, OSError):
-        await consumer.stop()
 
 
 def _place(id: str) -> tuple[str, int, int]:
