@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from joserfc import jwt
 from joserfc.jwk import ECKey
 from modelworks.kit.platform import Platform
@@ -90,3 +91,18 @@ def eventually() -> Callable[..., Any]:
             await asyncio.sleep(every)
 
     return wait
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs() -> None:
+    """Log lines of tests are plain: the pretty tracebacks of structlog's default take seconds each."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(),
+        cache_logger_on_first_use=False,
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -20,6 +20,7 @@ from modelworks.events import BY_TOPIC, Envelope, Event
 from modelworks.kit.clock import Clock, utc_now
 from modelworks.kit.errors import StoreUnavailable, VersionConflict
 from modelworks.kit.logging import get_logger
+from modelworks.kit.tasks import end
 from modelworks.kit.telemetry import inject
 from modelworks.stores.bus.port import Bus, Message
 from modelworks.stores.documents.port import (
@@ -133,9 +134,7 @@ class Outbox:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end(task)
 
     async def _sweep_forever(self, every: timedelta) -> None:
         while True:

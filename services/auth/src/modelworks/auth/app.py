@@ -30,6 +30,7 @@ from modelworks.kit.policy import ROLES, SCOPES, Policy
 from modelworks.kit.principal import Principal
 from modelworks.kit.service import Service, run_service, settings_or_exit
 from modelworks.kit.settings import PlatformSettings
+from modelworks.kit.tasks import end
 from modelworks.stores import Bus
 from modelworks.stores.outbox import Outbox
 from modelworks.stores.refusals import Refusals
@@ -130,9 +131,7 @@ class _Upkeep:
             try:
                 yield
             finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await end(*tasks)
 
     async def _prepare(self, stack: AsyncExitStack) -> None:
         for outbox in self._outboxes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 from modelworks.client import AsyncModelworks, ClientCredentials
@@ -40,6 +40,7 @@ from modelworks.kit.http import create_app
 from modelworks.kit.platform import Platform
 from modelworks.kit.service import Service, run_service, settings_or_exit
 from modelworks.kit.settings import PlatformSettings
+from modelworks.kit.tasks import end
 from modelworks.stores.refusals import Refusals
 from modelworks.stores.settings import StoresSettings
 from modelworks.stores.stores import Stores, open_stores
@@ -223,14 +224,8 @@ async def _running(parts: Composition) -> AsyncIterator[None]:
             asyncio.create_task(parts.queue_metrics.run(), name="queue metrics"),
             asyncio.create_task(parts.retention.run(), name="job retention"),
         ):
-            stack.push_async_callback(_cancelled, task)
+            stack.push_async_callback(end, task)
         yield
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +18,7 @@ from modelworks.inference.engine.scheduler import Scheduler, Ticket
 from modelworks.inference.engine.v2 import InferBody
 from modelworks.inference.ports import Completions
 from modelworks.kit.errors import DeadlineExceeded, ModelworksError
+from modelworks.kit.tasks import end
 from opentelemetry.trace import get_current_span
 
 _PATIENCE_SECONDS = 0.02
@@ -91,9 +91,7 @@ class Online:
         finally:
             timer.cancel()
             if watching is not None:
-                watching.cancel()
-                with suppress(asyncio.CancelledError):
-                    await watching
+                await end(watching)
 
     def _tell(
         self, model: LoadedModel, work: Work, started: float, outcome: Outcome | None, error: ModelworksError | None

@@ -11,7 +11,6 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -28,6 +27,7 @@ from modelworks.inference.queueing import remaining_seconds
 from modelworks.kit.clock import Clock
 from modelworks.kit.errors import Conflict, DeadlineExceeded, ModelworksError, NotFound, VersionConflict
 from modelworks.kit.logging import get_logger
+from modelworks.kit.tasks import end
 from opentelemetry.trace import get_current_span
 
 log = get_logger("jobs")
@@ -212,9 +212,7 @@ class Runner:
         try:
             return await ticket.outcome()
         finally:
-            watching.cancel()
-            with suppress(asyncio.CancelledError, ModelworksError):
-                await watching
+            await end(watching)
 
     async def _stored(self, job: Job, model: LoadedModel, body: InferBody, outcome: Outcome) -> Payload:
         wishes = {wish.name: wish for wish in body.outputs}

@@ -34,6 +34,7 @@ from modelworks.inference.ports import Deployments, ModelCache, Presence
 from modelworks.kit.clock import Clock
 from modelworks.kit.errors import ModelworksError, StoreUnavailable, TooLarge, Unavailable, VersionConflict
 from modelworks.kit.logging import get_logger
+from modelworks.kit.tasks import end
 
 log = get_logger("worker")
 
@@ -113,9 +114,7 @@ class Worker:
             yield
         finally:
             tasks += self._tasks.values()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(*tasks)
             try:
                 await self._presence.leave(self.name)
             except StoreUnavailable as error:

@@ -11,13 +11,14 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime
 
 from modelworks.events import Envelope, PredictionCompleted
 from modelworks.kit.clock import Clock
 from modelworks.kit.errors import StoreUnavailable, Unavailable
 from modelworks.kit.logging import get_logger
+from modelworks.kit.tasks import end
 from modelworks.kit.telemetry import inject
 from modelworks.stores.bus.port import Bus
 from modelworks.stores.outbox import message_of
@@ -63,9 +64,7 @@ class BufferedCompletions:
         try:
             yield
         finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await end(task)
             try:
                 while self._waiting:
                     await self._publish()
