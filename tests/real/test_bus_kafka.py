@@ -21,9 +21,9 @@ from tests.stack.server import Server
 
 pytest.register_assert_rewrite("libs.stores.tests.contract_bus")
 
-from libs.stores.tests.contract_bus import (  # noqa: E402
+from libs.stores.tests.contract_bus import BusContract  # noqa: E402
+from libs.stores.tests.contract_bus_parts import (  # noqa: E402
     SOON,
-    BusContract,
     Eventually,
     OpenBus,
     Recorder,

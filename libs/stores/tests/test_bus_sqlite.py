@@ -22,7 +22,8 @@ from modelworks.stores.bus.sqlite_log import Retention
 
 pytest.register_assert_rewrite("libs.stores.tests.contract_bus")
 
-from libs.stores.tests.contract_bus import BusContract, Eventually, OpenBus, Recorder, drained, message  # noqa: E402
+from libs.stores.tests.contract_bus import BusContract  # noqa: E402
+from libs.stores.tests.contract_bus_parts import Eventually, OpenBus, Recorder, drained, message  # noqa: E402
 
 
 @pytest.fixture
