@@ -106,7 +106,7 @@ async def test_control_subscriptions_as_faststream_describes_them_are_part_of_th
         control = [each for each in subscriptions if each.work == "control"]
         for each in control:
             ControlConsumer(
-                cluster, broker, Worker(each, producer=None), topics=each.topics,  # type: ignore[arg-type]
+                cluster, broker, Worker(each, None, None), topics=each.topics,  # type: ignore[arg-type]
                 options=group_options(each, 10_000), drain_seconds=1,
             )  # fmt: skip
         described = json.loads(AsyncAPI(broker, title=service).to_specification().to_json())
