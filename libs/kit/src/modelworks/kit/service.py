@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -112,6 +113,9 @@ async def serve(
                 await stack.enter_async_context(service.run())
                 log.info("service.started", service=service.name)
             starting = None
+            # What was imported and built stays for good: full passes over it cost 40 to 130 ms each.
+            gc.collect()
+            gc.freeze()
             on_ready()
             stopping = asyncio.create_task(stop.wait())
             await asyncio.wait({stopping, listening}, return_when=asyncio.FIRST_COMPLETED)
