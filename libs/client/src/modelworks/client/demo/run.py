@@ -16,9 +16,11 @@ from modelworks.client.demo.steps import WalkFailed
 from modelworks.client.demo.suite import SuiteProcess
 from modelworks.client.demo.walk import Walk
 from modelworks.kit.errors import ModelworksError
+from modelworks.kit.tasks import end
 from rich.console import Console
 from rich.table import Table
 
+_LOOK_SECONDS = 0.5
 _FILES_MAX = 120
 _SENTENCES_MAX = 500
 _EFFORT = {"OPTIMIZER_EVALUATION_SECONDS_MAX": "1.5"}
@@ -61,8 +63,10 @@ async def _demo(console: Console, data: Path, files: Path, bert: bool) -> int:
         await asyncio.to_thread(suite.start)
         return f"ready at {suite.url} after {suite.ready_seconds:.1f} s, data in {data}"
 
+    watching: asyncio.Task[None] | None = None
     try:
         await take("start", start)
+        watching = asyncio.create_task(_keep_running(console, suite), name="keep the suite running")
         if bert:
             walk = await asyncio.to_thread(_bert, suite, data, files)
             await _bert_steps(walk, take, console)
@@ -75,12 +79,30 @@ async def _demo(console: Console, data: Path, files: Path, bert: bool) -> int:
         console.print("demo: failed")
         return 1
     finally:
+        if watching is not None:
+            await end(watching)
         if walk is not None:
             await walk.close()
         await asyncio.to_thread(suite.stop)
     _table(console, rows)
     console.print("demo: ok")
     return 0
+
+
+async def _keep_running(console: Console, suite: SuiteProcess) -> None:
+    """Kill the suite in the middle if you like: it is started again on the same data, and the work goes on."""
+    port = int(suite.url.rpartition(":")[2])
+    while True:
+        await asyncio.sleep(_LOOK_SECONDS)
+        if suite.alive():
+            continue
+        console.print(f"   [yellow]the suite was ended[/]; starting it again on {suite.data}", soft_wrap=True)
+        try:
+            await asyncio.to_thread(suite.start, port=port)
+        except ModelworksError as error:
+            # Somebody was quicker, or it cannot start: the walk waits for either and says what it missed.
+            console.print(f"   {_plain(error.message.splitlines()[-1])}", soft_wrap=True)
+            return
 
 
 def _walk(suite: SuiteProcess, data: Path, files: Path) -> Walk:
