@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -229,3 +229,25 @@ async def test_a_tail_goes_on_in_every_partition_that_has_a_cursor(open_bus: Ope
     for one in rest:
         assert one.offset == last[one.partition] + 1
         last[one.partition] = one.offset
+
+
+async def test_lag_tells_since_when_the_oldest_message_waits(
+    open_bus: OpenBus, topic: str, eventually: Eventually
+) -> None:
+    bus, gate = open_bus(), asyncio.Event()
+
+    async def wait(_: object) -> None:
+        await gate.wait()
+
+    before = datetime.now(UTC)
+    consumer = await bus.subscribe(Subscription("patient-" + topic, (topic,), wait))
+    await bus.publish([message(topic, str(number), key=f"k{number}") for number in range(20)])
+    after = datetime.now(UTC)
+    [lag] = await bus.lag("patient-" + topic)
+    gate.set()
+    await consumer.stop()
+
+    assert lag.messages == 20
+    assert lag.oldest is not None
+    # Kafka keeps milliseconds.
+    assert before - timedelta(milliseconds=1) <= lag.oldest <= after

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -36,6 +37,7 @@ RECORD_BYTES_MAX = 2 * MESSAGE_BYTES_MAX
 """`max.message.bytes` of topics that are made here: a largest message, and what a retry adds to it."""
 _DAY_MS = 24 * 60 * 60 * 1000
 _VISIBLE_EVERY_SECONDS = 0.05
+_PEEK_SECONDS = 1.0
 _TOPIC_EXISTS = 36
 _TOPIC_UNKNOWN = 3
 _COORDINATOR_COMES = (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError)
@@ -61,6 +63,8 @@ class Cluster:
         self.timeout_seconds = settings.timeout_ms / 1000
         self._admin: AIOKafkaAdminClient | None = None
         self._idle: StoppableConsumer | None = None
+        self._peek: StoppableConsumer | None = None
+        self._peeking = asyncio.Lock()
         self._connecting = asyncio.Lock()
         self._making = asyncio.Lock()
         self._known: set[str] = set()
@@ -137,8 +141,9 @@ class Cluster:
         self._closed = True
         if self._admin is not None:
             await ended(self._admin.close(), STOP_SECONDS)
-        if self._idle is not None:
-            await self._idle.stop()
+        for consumer in (self._idle, self._peek):
+            if consumer is not None:
+                await consumer.stop()
 
     async def _metadata(self, topics: Collection[str] | None) -> dict[str, Any]:
         """Brokers, and these topics; None: all topics."""
@@ -279,26 +284,52 @@ class Cluster:
         Kafka does not tell from which topic a waiting retry came. A group with one topic gets them counted there; with
         several, they stand in an entry of their own, named as the group that reads them.
         """
-        behind = await self._behind(group)
-        waiting = sum((await self._behind(retries)).values())
+        behind, starts = await self._behind(group)
+        waiting = sum((await self._behind(retries))[0].values())
+        oldest = await self._oldest(starts)
         if len(behind) == 1:
             [topic] = behind
             behind[topic] += waiting
         elif behind and waiting:
             behind[retries] = waiting
-        return [Lag(topic, messages, None) for topic, messages in sorted(behind.items())]
+        return [Lag(topic, messages, oldest.get(topic)) for topic, messages in sorted(behind.items())]
 
-    async def _behind(self, group: str) -> dict[str, int]:
+    async def _behind(self, group: str) -> tuple[dict[str, int], dict[TopicPartition, int]]:
+        """Messages not finished by topic, and the first of them in each partition that has any."""
         committed = await self.committed(group)
         partitions = await self.partitions(sorted({tp.topic for tp in committed}))
         ends, beginnings = await asyncio.gather(self.ends(partitions), self.beginnings(partitions))
         behind: dict[str, int] = {}
+        starts: dict[TopicPartition, int] = {}
         for tp in partitions:
             position, metadata = committed.get(tp, (beginnings[tp], ""))
             position = max(position, beginnings[tp])
             finished = Watermark(position, metadata).finished_ahead if metadata else 0
-            behind[tp.topic] = behind.get(tp.topic, 0) + max(0, ends[tp] - position - finished)
-        return behind
+            left = max(0, ends[tp] - position - finished)
+            behind[tp.topic] = behind.get(tp.topic, 0) + left
+            if left:
+                starts[tp] = position
+        return behind, starts
+
+    async def _oldest(self, starts: Mapping[TopicPartition, int]) -> dict[str, datetime]:
+        """When the first of these messages was published, by topic; the answer of a slow partition is not awaited."""
+        if not starts:
+            return {}
+        async with self._peeking, self.mapped("tell the age of messages"):
+            if self._peek is None:
+                # One batch a partition is the least that Kafka gives.
+                few = {"max_partition_fetch_bytes": 1, "fetch_max_wait_ms": 50, "enable_auto_commit": False}
+                self._peek = await self.started(StoppableConsumer(**self.common, **few))
+            self._peek.assign(list(starts))
+            for tp, offset in starts.items():
+                self._peek.seek(tp, offset)
+            first: dict[str, int] = {}
+            missing, deadline = set(starts), time.monotonic() + _PEEK_SECONDS
+            while missing and time.monotonic() < deadline:
+                for tp, records in (await self._peek.getmany(*missing, timeout_ms=100)).items():
+                    first[tp.topic] = min(first.get(tp.topic, records[0].timestamp), records[0].timestamp)
+                    missing.discard(tp)
+            return {topic: datetime.fromtimestamp(at / 1000, UTC) for topic, at in first.items()}
 
 
 def now_ms() -> int:
