@@ -12,6 +12,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,15 +82,27 @@ def receive_file(
         answer = connection.getresponse()
         if answer.status != 200:
             return _answer(answer), ""
-        buffer = memoryview(bytearray(_CHUNK_BYTES))
-        received = 0
-        while count := answer.readinto(buffer):
-            if stop.is_set():
-                raise Unavailable("the download was cancelled")
-            hasher.update(buffer[:count])
-            _write_all(file, buffer[:count])
-            received += count
-            progress(count)
+        buffers = [memoryview(bytearray(_CHUNK_BYTES)) for _ in range(2)]
+        received, turn = 0, 0
+
+        def absorb(data: memoryview) -> None:
+            hasher.update(data)
+            _write_all(file, data)
+
+        # One buffer is hashed and written while the other is filled.
+        with ThreadPoolExecutor(1, thread_name_prefix="absorb") as pool:
+            absorbing: Future[None] | None = None
+            while count := answer.readinto(buffers[turn]):
+                if stop.is_set():
+                    raise Unavailable("the download was cancelled")
+                if absorbing is not None:
+                    absorbing.result()
+                absorbing = pool.submit(absorb, buffers[turn][:count])
+                received += count
+                turn = 1 - turn
+                progress(count)
+            if absorbing is not None:
+                absorbing.result()
         announced = answer.getheader("Content-Length")
         if announced is not None and int(announced) != received:
             raise http.client.IncompleteRead(b"", int(announced) - received)
