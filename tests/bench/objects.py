@@ -85,6 +85,7 @@ async def through_registry(
 
     async def down() -> float:
         commit = await client.commit(repository, message="bench", puts={"file.bin": stored[-1]})
+        (folder / "down.bin").unlink(missing_ok=True)
         await _settled()
         started = time.perf_counter()
         await client.download(repository, "file.bin", commit.revision, folder / "down.bin")
@@ -93,6 +94,9 @@ async def through_registry(
     def timed(work: Callable[[Path], Awaitable[None]]) -> Callable[[], Awaitable[float]]:
         async def run() -> float:
             await asyncio.to_thread(_make_file, source, MIB)
+            # Both sides write a new file: what it costs to free an old one is no part of either.
+            for written in ("copy.bin", "raw.bin"):
+                (folder / written).unlink(missing_ok=True)
             await _settled()
             started = time.perf_counter()
             await work(source)
