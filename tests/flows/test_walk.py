@@ -66,7 +66,8 @@ async def test_model_goes_the_whole_way(suite: Running, tmp_path: Path) -> None:
 
     report = walk.found["job"]["report"]
     assert report["agreement"] >= 0.99 or walk.found["job"]["verdict"] == "keep"
-    assert walk.found["proofs"] > 8
+    # Eight kinds of acts, each with at least one hit; how many more there are by then is a matter of milliseconds.
+    assert walk.found["proofs"] >= 8
     assert_one_trace_from_the_door_to_the_result(suite.trace_file)
 
 
