@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 from modelworks.client.bulk import Progress, receive_file, send_file
 from modelworks.client.credentials import TokenSource
+from modelworks.client.folders import sha256_of
 from modelworks.client.transport import Transport, error_of
 from modelworks.client.values import Commit, Ref, Revision, SearchPage, TreeEntry
 from modelworks.kit.errors import InvalidInput, NotFound, TooLarge, Unavailable
@@ -378,5 +379,4 @@ def _commit(body: Mapping[str, Any]) -> Commit:
 def _digest(data: Path | bytes) -> str:
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
-    with data.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,3 +54,9 @@ def read_recipe(path: Path) -> Mapping[str, Any]:
     if not isinstance(recipe, dict):
         raise InvalidInput(f"{path} holds no recipe: write a mapping with at least 'pass'")
     return recipe
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file, in hexadecimal; memory does not grow with the file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from modelworks.client.api import AsyncModelworks
 from modelworks.client.cli.console import fail, note, properties, run, show, table, transfer
-from modelworks.client.folders import files_of, read_recipe
+from modelworks.client.folders import files_of, read_recipe, sha256_of
 from modelworks.client.tensors import decode_answer, encode_request, load_inputs
 from modelworks.kit.errors import InvalidInput, NotFound
 
@@ -86,7 +85,7 @@ def pull(
             target = (root / entry.path).resolve()
             if not target.is_relative_to(root):
                 raise InvalidInput(f"path {entry.path!r} leads out of {folder}: nothing was fetched")
-            if not (target.is_file() and await asyncio.to_thread(_sha256, target) == entry.sha256):
+            if not (target.is_file() and await asyncio.to_thread(sha256_of, target) == entry.sha256):
                 wanted.append((entry, target))
         with transfer(f"pull {model}", sum(entry.size_bytes for entry, _ in wanted)) as moved:
             for entry, target in wanted:
@@ -198,11 +197,6 @@ def predict(
 def _short(data: object) -> str:
     text = str(data)
     return text if len(text) <= 300 else text[:300] + " ..."
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def add_to(app: typer.Typer, epilog: str) -> None:
